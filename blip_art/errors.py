@@ -1,0 +1,39 @@
+"""The exception for mistakes a user can mend, and the one place where commands end.
+
+    if __name__ == "__main__":
+        exit_cleanly(main)
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Callable, NoReturn, Optional
+
+EXIT_FAILED = 1
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """What is wrong, where, and how to mend it, in one line."""
+
+
+def exit_cleanly(main: Callable[[], Optional[int]]) -> NoReturn:
+    """Run `main` and leave with its exit code; a user's mistake ends without a traceback."""
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; what is on disk is whole, run the same command again to go on",
+              file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) has left; point stdout away so that the interpreter's own
+        # flush at exit does not print a second error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)

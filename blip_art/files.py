@@ -1,0 +1,185 @@
+"""Every path of a run folder, spelled once, and writes that leave a whole file or none.
+
+    run = RunDir("runs/caption_art"); run.predictions("val", 3); write_json(path, value)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Iterator, List, NamedTuple, Optional, Union
+
+from blip_art.errors import UserError
+
+PathLike = Union[str, "os.PathLike[str]"]
+
+
+@contextlib.contextmanager
+def written_aside(path: PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it onto `path` when the block succeeds.
+
+    The name carries host and process, because several jobs share a run folder.
+
+    Raises:
+        UserError: the folder cannot be written to, or the disk is full.
+    """
+    target = Path(path)
+    aside = target.with_name(f".{target.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        os.replace(aside, target)
+    except OSError as error:
+        if error.filename in (None, str(aside), str(target), *map(str, target.parents)):
+            raise UserError(f"cannot write {target}: {error.strerror}; "
+                            "free space or choose another folder") from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all, durable before the rename."""
+    with written_aside(path) as aside, open(aside, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: PathLike, value: Any, indent: Optional[int] = None) -> None:
+    """Write `value` as JSON; NaN is refused, because other readers refuse it too."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False) + "\n")
+
+
+def read_json(path: PathLike) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: the file is absent, cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); write it again") from error
+
+
+def read_jsonl(path: PathLike) -> List[Any]:
+    """Read a file of one JSON value a line; an absent file is an empty list."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    try:
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON lines ({error})") from error
+
+
+def write_jsonl(path: PathLike, rows: List[Any]) -> None:
+    """Rewrite the whole file: an append can be cut in half or happen twice after a requeue."""
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+class Result(NamedTuple):
+    """One predictions or scores file: `val_03.json` is split "val" of epoch 3."""
+
+    split: str
+    epoch: int
+    path: Path
+
+
+class RunDir:
+    """The paths of one run folder (the contract between the stages)."""
+
+    def __init__(self, path: PathLike) -> None:
+        self.path = Path(path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state.json"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def code(self) -> Path:
+        return self.path / "code"
+
+    @property
+    def train_log(self) -> Path:
+        return self.path / "train.jsonl"
+
+    @property
+    def output(self) -> Path:
+        return self.path / "output.txt"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.checkpoints / "last.pt"
+
+    @property
+    def slurm(self) -> Path:
+        return self.path / "slurm"
+
+    def weights(self, epoch: int) -> Path:
+        return self.checkpoints / f"epoch_{epoch:02d}.safetensors"
+
+    def saved_epochs(self) -> List[int]:
+        """Epochs whose weights are on disk, in order of number."""
+        names = (re.fullmatch(r"epoch_(\d+)\.safetensors", p.name)
+                 for p in self.checkpoints.glob("epoch_*.safetensors"))
+        return sorted(int(match[1]) for match in names if match)
+
+    def predictions(self, split: str, epoch: int) -> Path:
+        return self.path / "predictions" / f"{split}_{epoch:02d}.json"
+
+    def scores(self, split: str, epoch: int) -> Path:
+        return self.path / "scores" / f"{split}_{epoch:02d}.json"
+
+    def floor_scores(self, split: str) -> Path:
+        """Scores of the most frequent training caption, given to every picture."""
+        return self.path / "scores" / f"floor_{split}.json"
+
+    def predicted(self) -> List[Result]:
+        """Prediction files, by split and epoch."""
+        return _results(self.path / "predictions")
+
+    def scored(self) -> List[Result]:
+        """Score files, by split and epoch."""
+        return _results(self.path / "scores")
+
+    def references(self, split: str) -> Path:
+        """COCO ground truth of a split, frozen into the run folder when the run starts."""
+        return self.path / "references" / f"{split}.json"
+
+
+def _results(folder: Path) -> List[Result]:
+    matches = ((re.fullmatch(r"(\w+?)_(\d+)\.json", p.name), p) for p in folder.glob("*.json"))
+    return sorted(Result(m[1], int(m[2]), p) for m, p in matches if m)

@@ -1,0 +1,85 @@
+"""Run folders to one page with plots, and the tables behind it.
+
+    python -m blip_art.report runs/demo -o report
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import List, Optional, Sequence, Tuple
+
+from blip_art.errors import exit_cleanly
+from blip_art.files import write_text, written_aside
+from blip_art.report.examples import choose_galleries
+from blip_art.report.page import Figure, RunFiles, render
+from blip_art.report.tables import Run, read_runs, write_tables
+
+NO_PLOTS = ("plots: matplotlib is not installed here; run it inside the image "
+            "(launch.py collect only needs the tables)")
+
+EPILOG = """\
+examples:
+  python -m blip_art.report runs/demo                       one run
+  python -m blip_art.report runs/joined runs/split -o out   runs side by side
+  python -m blip_art.report runs/sweep/* -o out             a whole sweep
+
+writes into DIR:
+  index.html    the page; pictures and plots are inside, so it can be mailed
+  epochs.csv    one row a run and epoch     runs.csv    one row a run, at its best epoch
+  report.json   both, and what is missing   plots/*.png
+
+A run may be in any state: what is not there yet is named on the page. Scores of runs with
+different references do not compare, and the page says so. Run it where the training ran, so
+that the pictures beside the captions are found.
+"""
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Read the arguments, build the report, print where the page is."""
+    parser = argparse.ArgumentParser(
+        prog="python -m blip_art.report", epilog=EPILOG,
+        description="Tables, plots and one HTML page from run folders.",
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders, in the order shown")
+    parser.add_argument("-o", "--out", default="report", metavar="DIR",
+                        help="where to write (default: report)")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="chooses the example pictures (default: 0)")
+    args = parser.parse_args(argv)
+    print(build(read_runs(args.runs), args.out, args.seed))
+    return 0
+
+
+def build(runs: Sequence[Run], out: str, seed: int = 0) -> Path:
+    """Write the whole report into `out`; return the path of the page."""
+    folder = Path(out)
+    write_tables(runs, folder)
+    figures, no_plots = draw_figures(runs, folder)
+    galleries, no_pictures = choose_galleries(runs, seed)
+    files = [RunFiles(run.name, _text(run.folder.config), _text(run.folder.manifest))
+             for run in runs]
+    page = folder / "index.html"
+    write_text(page, render(runs, figures, galleries, files, no_plots + no_pictures))
+    return page
+
+
+def draw_figures(runs: Sequence[Run], folder: Path) -> Tuple[List[Figure], List[str]]:
+    """Write plots/*.png; without matplotlib there are none, and a line says why."""
+    try:
+        from blip_art.report import plots
+    except ImportError:
+        return [], [NO_PLOTS]
+    drawn = plots.draw(runs)
+    for plot in drawn:
+        with written_aside(folder / "plots" / f"{plot.name}.png") as aside:
+            aside.write_bytes(plot.light)
+    return [Figure(plot.title, plot.light, plot.dark) for plot in drawn], []
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

@@ -1,0 +1,262 @@
+"""The report as one HTML text: no script, nothing fetched, pictures inside.
+
+    html = render(runs, figures, galleries, files, missing)
+"""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from typing import Dict, List, NamedTuple, Optional, Sequence
+
+from blip_art.report.examples import Caption, Example, Gallery
+from blip_art.report.style import STYLE
+from blip_art.report.tables import (
+    Epoch,
+    Run,
+    Scores,
+    comparable_groups,
+    metric_names,
+    splits_of,
+)
+from blip_art.report.words import NOTHING, duration, metric_title, number, rate, rule_title
+
+NOT_COMPARABLE = ("These runs don't compare on {split}: their references differ. Joined and split "
+                  "scores compare only on the same set. The tables and bold values keep the "
+                  "sets apart: {sets}.")
+
+
+class Figure(NamedTuple):
+    """A plot as PNG bytes, for light and for dark pages."""
+
+    title: str
+    light: bytes
+    dark: bytes
+
+
+class RunFiles(NamedTuple):
+    """A run's configuration and manifest, as they are on disk; '' where there is none."""
+
+    name: str
+    config: str
+    manifest: str
+
+
+def render(runs: Sequence[Run], figures: Sequence[Figure], galleries: Sequence[Gallery],
+           files: Sequence[RunFiles], missing: Sequence[str] = ()) -> str:
+    """The whole page; equal arguments give equal text."""
+    title = "Captioning report" if len(runs) > 1 else f"Captioning report: {runs[0].name}"
+    parts = [
+        f"<h1>{escape(title)}</h1>", _lead(runs), _warnings(runs),
+        *[_headline(runs, split) for split in splits_of(runs) or ["val"]],
+        _plots(figures), *[_gallery(gallery) for gallery in galleries],
+        _epoch_tables(runs), _missing(runs, missing), _files(files),
+        '<footer>Made by blip-art. The numbers are in epochs.csv, runs.csv and report.json '
+        "beside this page.</footer>"]
+    body = "\n".join(part for part in parts if part)
+    return ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{escape(title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
+            f"{body}\n</main>\n</body>\n</html>\n")
+
+
+# Summary -----------------------------------------------------------------------------------
+
+
+def _lead(runs: Sequence[Run]) -> str:
+    items = "\n".join(f"<li><b>{escape(run.name)}</b>: {escape(_sentence(run))}</li>"
+                      for run in runs)
+    return f'<ul class="lead">\n{items}\n</ul>'
+
+
+def _sentence(run: Run) -> str:
+    if run.best is None:
+        done = sum(bool(e.train) for e in run.epochs)
+        state = f"{run.state}: {run.why}" if run.why else run.state
+        return f"nothing to choose a best epoch from yet ({done} trained, {state})."
+    worth = "" if run.best.value is None else (f" by {rule_title(run.best.rule)} "
+                                               f"({number(run.best.value)})")
+    text = f"epoch {run.best.epoch} is best on val{worth}"
+    scores, floor = run.best_scores("val"), run.floors.get("val")
+    if scores and floor:
+        told = [f"{metric_title(m)} {number(scores.metrics[m])} against {number(floor.metrics[m])}"
+                for m in ("CIDEr", "SPICE") if m in scores.metrics and m in floor.metrics]
+        text += f"; {', '.join(told)} for one constant caption" if told else ""
+    return text + "."
+
+
+def _warnings(runs: Sequence[Run]) -> str:
+    texts = []
+    for split in splits_of(runs):
+        groups = comparable_groups([r for r in runs if split in r.references], split)
+        if len(groups) > 1:
+            sets = "; ".join(", ".join(run.name for run in group) for group in groups)
+            texts.append(NOT_COMPARABLE.format(split=split, sets=sets))
+    texts += [f"{run.name} failed: {run.why or 'why is not known'}"
+              for run in runs if run.state == "failed"]
+    return "\n".join(f'<p class="warn">{escape(text)}</p>' for text in texts)
+
+
+def _headline(runs: Sequence[Run], split: str) -> str:
+    metrics = metric_names(runs, split)
+    head = "".join(f"<th>{escape(title)}</th>" for title in
+                   ("state", "trained", "best epoch", "time", *map(metric_title, metrics)))
+    rows = "\n".join(_group_rows(group, split, metrics)
+                     for group in comparable_groups(runs, split))
+    note = ("Scores at the best epoch, chosen on val. Bold is the highest of the runs that "
+            "compare and of the floor, which gives every picture the most frequent caption."
+            if metrics else "Nothing is scored yet.")
+    return (f"<h2>Results on {escape(split)}</h2>\n"
+            f'<p class="soft">{note}</p>\n<div class="scroll"><table>\n'
+            f'<thead><tr><th class="name">run</th>{head}</tr></thead>\n'
+            f"<tbody>\n{rows}\n</tbody>\n</table></div>")
+
+
+def _group_rows(group: Sequence[Run], split: str, metrics: Sequence[str]) -> str:
+    """Rows of the runs that compare, and under them the floors they share."""
+    floors: List[Scores] = []
+    for run in group:
+        floor = run.floors.get(split)
+        if floor and floor not in floors:
+            floors.append(floor)
+    scored = [*(run.best_scores(split) for run in group), *floors]
+    tops = {m: max((round(s.metrics[m], 3) for s in scored if s and m in s.metrics), default=None)
+            for m in metrics}
+
+    def cells(scores: Optional[Scores]) -> str:
+        values = [scores.metrics.get(m) if scores else None for m in metrics]
+        return "".join(
+            f"<td><b>{number(v)}</b></td>" if v is not None and round(v, 3) == tops[m]
+            else f"<td>{number(v)}</td>" for m, v in zip(metrics, values))
+
+    rows = [f"<tr><th>{escape(run.name)}</th>{_state_cells(run)}{cells(run.best_scores(split))}"
+            "</tr>" for run in group]
+    rows += [f'<tr class="floor"><th>floor<small>“{escape(floor.caption)}”</small></th>'
+             f'<td colspan="4"></td>{cells(floor)}</tr>' for floor in floors]
+    return "\n".join(rows)
+
+
+def _state_cells(run: Run) -> str:
+    done = sum(bool(e.train) for e in run.epochs)
+    trained = f"{done} of {run.epochs_planned}" if run.epochs_planned else str(done)
+    best = NOTHING if run.best is None else str(run.best.epoch)
+    return (f'<td><span class="tag {escape(run.state)}">{escape(run.state)}</span></td>'
+            f"<td>{trained}</td><td>{best}</td><td>{duration(run.seconds)}</td>")
+
+
+# Plots and captions ------------------------------------------------------------------------
+
+
+def _plots(figures: Sequence[Figure]) -> str:
+    if not figures:
+        return ""
+    items = "\n".join(
+        "<figure><picture>"
+        '<source media="screen and (prefers-color-scheme: dark)" '
+        f'srcset="{_data(figure.dark, "png")}">'
+        f'<img alt="{escape(figure.title)} by epoch" src="{_data(figure.light, "png")}">'
+        "</picture></figure>" for figure in figures)
+    return ('<h2>By epoch</h2>\n<p class="soft">Open markers: the best epoch. Dashed: the floor. '
+            f'A gap in a line is an epoch without a value.</p>\n<div class="plots">\n{items}\n'
+            "</div>")
+
+
+def _data(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _gallery(gallery: Gallery) -> str:
+    cards = "\n".join(_card(example) for example in gallery.examples)
+    return (f"<h2>{escape(gallery.title)}</h2>\n"
+            f'<p class="soft">{escape(gallery.note)}</p>\n<div class="cards">\n{cards}\n</div>')
+
+
+def _card(example: Example) -> str:
+    picture = "" if example.thumbnail is None else (
+        f'<img alt="picture {escape(example.image_id)}" '
+        f'src="{_data(example.thumbnail, "jpeg")}">')
+    several = len(example.captions) > 1
+    wrote = "".join(_wrote(caption, several) for caption in example.captions)
+    texts = "".join(f"<dd>{escape(text)}</dd>" for text in example.references)
+    word = "reference" if len(example.references) == 1 else "references"
+    said = f"<dt>{word}</dt>{texts}" if texts else ""
+    return (f'<figure class="card">{picture}<figcaption><dl>{wrote}{said}</dl>'
+            f'<p class="id">{escape(example.image_id)}</p></figcaption></figure>')
+
+
+def _wrote(caption: Caption, several: bool) -> str:
+    scores = ", ".join(f"{metric_title(m)} {number(v, 2)}" for m, v in caption.scores.items())
+    who = ": ".join(text for text in (caption.run if several else "model", scores) if text)
+    if caption.text is None:
+        return f"<dt>{escape(who)}</dt><dd>no caption</dd>"
+    return f'<dt>{escape(who)}</dt><dd class="wrote">{escape(caption.text or "(empty)")}</dd>'
+
+
+# Epochs, holes, files ----------------------------------------------------------------------
+
+
+def _epoch_tables(runs: Sequence[Run]) -> str:
+    tables = "\n".join(f"<h3>{escape(run.name)}</h3>\n{_epoch_table(run)}" for run in runs)
+    return f'<h2>Every epoch</h2>\n<p class="soft">The best epoch is shaded.</p>\n{tables}'
+
+
+def _epoch_table(run: Run) -> str:
+    if not run.epochs:
+        return '<p class="soft">No epoch yet.</p>'
+    splits = splits_of([run])
+    columns = {split: metric_names([run], split) for split in splits}
+    groups = "".join(f'<th class="first" colspan="{len(columns[s]) or 1}">{escape(s)}</th>'
+                     for s in splits)
+    names = "".join(
+        "".join(f'<th{_first(i)}>{escape(metric_title(m))}</th>' for i, m in enumerate(columns[s]))
+        or '<th class="first"></th>' for s in splits)
+    rows = "\n".join(_epoch_row(run, epoch, columns) for epoch in run.epochs)
+    return (f'<div class="scroll"><table>\n<thead><tr class="groups"><th colspan="5"></th>{groups}'
+            "</tr>\n<tr><th>epoch</th><th>loss</th><th>learning rate</th><th>images/s</th>"
+            f"<th>time</th>{names}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>")
+
+
+def _epoch_row(run: Run, epoch: Epoch, columns: Dict[str, List[str]]) -> str:
+    train = epoch.train
+    cells = [str(epoch.epoch), number(train.get("loss")), rate(train.get("lr")),
+             number(train.get("images_per_s"), 1), duration(train.get("seconds"))]
+    text = "".join(f"<td>{cell}</td>" for cell in cells)
+    for split, metrics in columns.items():
+        scores = epoch.scores.get(split)
+        if scores is None:
+            why = "not scored" if split in epoch.predicted else "not captioned"
+            text += f'<td class="first hole" colspan="{len(metrics) or 1}">{why}</td>'
+        else:
+            text += "".join(_score_cell(scores, m, i) for i, m in enumerate(metrics))
+    best = run.best is not None and run.best.epoch == epoch.epoch
+    return f'<tr class="best">{text}</tr>' if best else f"<tr>{text}</tr>"
+
+
+def _score_cell(scores: Scores, metric: str, place: int) -> str:
+    value = scores.metrics.get(metric)
+    if value is not None:
+        return f"<td{_first(place)}>{number(value)}</td>"
+    first = " first" * (place == 0)
+    return f'<td class="hole{first}">missing</td>'
+
+
+def _first(place: int) -> str:
+    return ' class="first"' if place == 0 else ""
+
+
+def _missing(runs: Sequence[Run], missing: Sequence[str]) -> str:
+    items = [f"{run.name}: {hole}" for run in runs for hole in run.missing] + list(missing)
+    if not items:
+        return "<h2>What is missing</h2>\n<p>Nothing.</p>"
+    lines = "\n".join(f"<li>{escape(item)}</li>" for item in items)
+    return f'<h2>What is missing</h2>\n<ul class="missing">\n{lines}\n</ul>'
+
+
+def _files(files: Sequence[RunFiles]) -> str:
+    blocks = []
+    for run in files:
+        for name, text in (("configuration", run.config), ("versions and commit", run.manifest)):
+            if text:
+                blocks.append(f"<details><summary>{escape(run.name)}: {name}</summary>\n"
+                              f"<pre>{escape(text)}</pre>\n</details>")
+    return "<h2>How it was made</h2>\n" + "\n".join(blocks) if blocks else ""

@@ -1,0 +1,191 @@
+"""Curves of loss and every metric by epoch, as PNG bytes for light and dark pages.
+
+    for plot in draw(read_runs(["runs/demo"])): Path(plot.name + ".png").write_bytes(plot.light)
+
+Needs matplotlib; the rest of the report does without.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from blip_art.report.tables import Run, comparable_groups, metric_names, splits_of
+from blip_art.report.words import metric_title, metric_unit
+
+# Okabe and Ito's palette, whose hues people with any colour vision tell apart, without its
+# yellow (too pale for a line); the markers say the same once more.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DARK_COLOURS = ("#4FA8DC", "#F08A4B", "#2FBF95", "#DE9CC0", "#F2B84B", "#8CCBF2")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+WIDTH_INCH, HEIGHT_INCH, DPI = 5.2, 3.3, 160
+
+
+class Plot(NamedTuple):
+    """One picture in both inks; `name` is fit for a file."""
+
+    name: str
+    title: str
+    light: bytes
+    dark: bytes
+
+
+class Curve(NamedTuple):
+    """One run's line: the epochs that are known, its floor, the place of its best epoch."""
+
+    run: str
+    points: Tuple[Tuple[int, float], ...]
+    floor: Optional[float]
+    best: Optional[Tuple[int, float]]
+
+
+class Ink(NamedTuple):
+    """Colours of one theme."""
+
+    paper: str
+    text: str
+    faint: str
+    lines: Tuple[str, ...]
+
+
+LIGHT = Ink("#ffffff", "#1d2430", "#d9dee6", COLOURS)
+DARK = Ink("#161b22", "#dfe5ee", "#39424f", DARK_COLOURS)
+
+
+def draw(runs: Sequence[Run]) -> List[Plot]:
+    """A plot of the loss, then one for each metric of each split; those without data are left
+    out."""
+    plots = [_plot("loss", "Training loss", "nats per token", _loss_curves(runs))]
+    for split in splits_of(runs):
+        for metric in metric_names(runs, split):
+            name = re.sub(r"\W+", "_", f"{split}_{metric}")
+            plots.append(_plot(name, f"{metric_title(metric)} on {split}", metric_unit(metric),
+                               _metric_curves(runs, split, metric)))
+    return [plot for plot in plots if plot is not None]
+
+
+def _loss_curves(runs: Sequence[Run]) -> List[Curve]:
+    curves = []
+    for run in runs:
+        points = {e.epoch: e.train["loss"] for e in run.epochs if "loss" in e.train}
+        curves.append(_curve(run, points, None))
+    return curves
+
+
+def _metric_curves(runs: Sequence[Run], split: str, metric: str) -> List[Curve]:
+    curves: List[Curve] = []
+    shared = len(comparable_groups(runs, split)) == 1
+    for run in runs:
+        points = {e.epoch: e.scores[split].metrics[metric] for e in run.epochs
+                  if split in e.scores and metric in e.scores[split].metrics}
+        floor = run.floors[split].metrics.get(metric) if split in run.floors else None
+        # Equal references have equal floors unless the constant captions differ.
+        drawn = any(c.floor == floor for c in curves) and shared
+        curves.append(_curve(run, points, None if drawn else floor))
+    return curves
+
+
+def _curve(run: Run, points: Dict[int, float], floor: Optional[float]) -> Curve:
+    best = run.best.epoch if run.best and run.best.epoch in points else None
+    return Curve(run.name, tuple(sorted(points.items())), floor,
+                 None if best is None else (best, points[best]))
+
+
+def _plot(name: str, title: str, unit: str, curves: Sequence[Curve]) -> Optional[Plot]:
+    if not any(curve.points for curve in curves):
+        return None
+    return Plot(name, title, _png(title, unit, curves, LIGHT), _png(title, unit, curves, DARK))
+
+
+def _png(title: str, unit: str, curves: Sequence[Curve], ink: Ink) -> bytes:
+    figure = Figure(figsize=(WIDTH_INCH, HEIGHT_INCH), dpi=DPI, facecolor=ink.paper,
+                    layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _prepare(axes, title, unit, ink)
+    for place, curve in enumerate(curves):
+        _draw_curve(axes, curve, place, ink, alone=len(curves) == 1)
+    _draw_floors(axes, curves, ink)
+    _set_limits(axes, curves)
+    if len(curves) > 1:
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=min(3, len(curves)),
+                    frameon=False, fontsize=8.5, labelcolor=ink.text, borderaxespad=0,
+                    handlelength=1.8, columnspacing=1.4)
+    out = io.BytesIO()
+    # Without its version in the file, the same curves are the same bytes.
+    figure.savefig(out, format="png", metadata={"Software": None}, facecolor=ink.paper)
+    return out.getvalue()
+
+
+def _prepare(axes: Axes, title: str, unit: str, ink: Ink) -> None:
+    axes.set_facecolor(ink.paper)
+    axes.set_title(title, loc="left", fontsize=12.5, fontweight="bold", color=ink.text, pad=10)
+    axes.set_xlabel("epoch", fontsize=9.5, color=ink.text)
+    axes.set_ylabel(unit, fontsize=9.5, color=ink.text)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.tick_params(colors=ink.text, labelsize=9, length=0)
+    axes.grid(axis="y", color=ink.faint, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(ink.faint)
+
+
+def _draw_curve(axes: Axes, curve: Curve, place: int, ink: Ink, alone: bool) -> None:
+    colour = ink.lines[place % len(ink.lines)]
+    marker = MARKERS[place % len(MARKERS)]
+    for number, stretch in enumerate(_stretches(curve.points)):
+        axes.plot([e for e, _ in stretch], [v for _, v in stretch], color=colour, linewidth=2,
+                  marker=marker, markersize=4.5, solid_capstyle="round",
+                  label=_plain(curve.run) if number == 0 else None)
+    if curve.best:
+        axes.plot(*curve.best, marker=marker, markersize=10, markerfacecolor=ink.paper,
+                  markeredgecolor=colour, markeredgewidth=2.2, linestyle="none", zorder=5)
+    if curve.best and alone:
+        axes.annotate(f"best epoch {curve.best[0]}: {curve.best[1]:.3f}", curve.best,
+                      xytext=(0, 11), textcoords="offset points", ha="center", fontsize=9,
+                      fontweight="bold", color=colour, zorder=6)
+
+
+def _stretches(points: Sequence[Tuple[int, float]]) -> List[List[Tuple[int, float]]]:
+    """Runs of neighbouring epochs: the line stops at a hole instead of bridging it."""
+    stretches: List[List[Tuple[int, float]]] = []
+    for epoch, value in points:
+        if stretches and stretches[-1][-1][0] == epoch - 1:
+            stretches[-1].append((epoch, value))
+        else:
+            stretches.append([(epoch, value)])
+    return stretches
+
+
+def _draw_floors(axes: Axes, curves: Sequence[Curve], ink: Ink) -> None:
+    floors = [(place, c.floor) for place, c in enumerate(curves) if c.floor is not None]
+    for place, floor in floors:
+        colour = ink.text if len(floors) == 1 else ink.lines[place % len(ink.lines)]
+        axes.axhline(floor, color=colour, linewidth=1.2, linestyle=(0, (4, 3)), alpha=0.75)
+        axes.annotate(f"constant caption {floor:.3f}", (1, floor), xycoords=("axes fraction",
+                      "data"), xytext=(0, 3), textcoords="offset points", ha="right",
+                      fontsize=8.5, color=colour)
+
+
+def _set_limits(axes: Axes, curves: Sequence[Curve]) -> None:
+    epochs = [epoch for c in curves for epoch, _ in c.points]
+    values = [v for c in curves for _, v in c.points] + [c.floor for c in curves
+                                                         if c.floor is not None]
+    low, high = min(values), max(values)
+    room = (high - low) or abs(high) or 1.0
+    axes.set_ylim(low - 0.12 * room, high + 0.22 * room)
+    axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+
+
+def _plain(name: str) -> str:
+    """A run's name as the legend shows it: '$' would start a formula, '_' hides the entry."""
+    text = name.replace("$", r"\$")
+    return " " + text if text.startswith("_") else text

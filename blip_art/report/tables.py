@@ -1,0 +1,381 @@
+"""Run folders as rows: epochs, scores, floors, the best epoch, and every hole by its name.
+
+    runs = read_runs(["runs/joined", "runs/split"]); write_tables(runs, "report")
+
+Needs the standard library only, so that the login node can collect with it.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+
+from blip_art.errors import UserError
+from blip_art.files import PathLike, RunDir, read_json, read_jsonl, write_json, write_text
+
+SPLITS = ("val", "test")
+METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
+TRAIN_COLUMNS = ("loss", "lr", "images_per_s", "seconds", "gpu_memory_gb", "steps",
+                 "skipped_steps")
+DEFAULT_RULE = "cider+bleu_4"
+# What a score file calls the parts of a rule.
+RULE_PARTS = {"cider": "CIDEr", "bleu_4": "Bleu_4", "spice": "SPICE"}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One score file without its per-image part."""
+
+    metrics: Dict[str, float]
+    failed: Dict[str, str]
+    pictures: Optional[int] = None
+    caption: str = ""
+    """The constant caption, of a floor."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is known of one epoch; what is not known is absent, never a zero."""
+
+    epoch: int
+    train: Dict[str, float]
+    scores: Dict[str, Scores]
+    predicted: Tuple[str, ...]
+    """Splits that have captions."""
+    missing: Tuple[str, ...]
+
+
+class Best(NamedTuple):
+    """The epoch to use, why, and the rule's value there (None when it was never scored)."""
+
+    epoch: int
+    rule: str
+    value: Optional[float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder, read."""
+
+    name: str
+    folder: RunDir
+    state: str
+    why: str
+    epochs_planned: Optional[int]
+    epochs: Tuple[Epoch, ...]
+    best: Optional[Best]
+    floors: Dict[str, Scores]
+    references: Dict[str, str]
+    """SHA-256 of the references of each split: equal ones make scores comparable."""
+    missing: Tuple[str, ...]
+    """Everything that is missing, the epochs' holes included."""
+
+    def best_scores(self, split: str) -> Optional[Scores]:
+        """Scores of the best epoch."""
+        found = [e.scores.get(split) for e in self.epochs if self.best and e.epoch == self.best[0]]
+        return found[0] if found else None
+
+    @property
+    def seconds(self) -> Optional[float]:
+        """Training time; None when one epoch's is unknown, because a part is no total."""
+        known = [e.train["seconds"] for e in self.epochs if "seconds" in e.train]
+        trained = [e for e in self.epochs if e.train]
+        return sum(known) if known and len(known) == len(trained) else None
+
+
+def read_runs(folders: Iterable[PathLike]) -> List[Run]:
+    """Read run folders in the order given; a folder that is named twice counts once.
+
+    Raises:
+        UserError: no folder, not a run folder, or a file in it that cannot be read.
+    """
+    paths = list({Path(folder).resolve(): Path(folder) for folder in folders}.values())
+    if not paths:
+        raise UserError("no run folder given; name at least one, for example runs/demo")
+    return [_read_run(RunDir(path), name)
+            for path, name in zip(paths, _names([path.resolve() for path in paths]))]
+
+
+def metric_names(runs: Sequence[Run], split: str) -> List[str]:
+    """Metrics that any epoch or floor has: the usual ones in the usual order, others after."""
+    found = {name for run in runs for scores in _all_scores(run, split) for name in scores.metrics}
+    return [m for m in METRICS if m in found] + sorted(found - set(METRICS))
+
+
+def splits_of(runs: Sequence[Run]) -> List[str]:
+    """Splits that any run has scores or floors of; val first."""
+    found = {s for run in runs for e in run.epochs for s in e.scores}
+    found |= {s for run in runs for s in run.floors}
+    return [s for s in SPLITS if s in found] + sorted(found - set(SPLITS))
+
+
+def comparable_groups(runs: Sequence[Run], split: str = "val") -> List[List[Run]]:
+    """Runs by equal references of `split`; a run without references stands alone."""
+    groups: Dict[str, List[Run]] = {}
+    for place, run in enumerate(runs):
+        groups.setdefault(run.references.get(split, f"unknown {place}"), []).append(run)
+    return list(groups.values())
+
+
+def epoch_rows(runs: Sequence[Run]) -> List[Dict[str, Any]]:
+    """One row a run and epoch; an unknown value is None."""
+    columns = [(s, m) for s in splits_of(runs) for m in metric_names(runs, s)]
+    return [{"run": run.name, "epoch": e.epoch,
+             "best": run.best is not None and run.best.epoch == e.epoch,
+             **{key: e.train.get(key) for key in TRAIN_COLUMNS},
+             **{f"{s}_{m}": e.scores[s].metrics.get(m) if s in e.scores else None
+                for s, m in columns},
+             "missing": "; ".join(e.missing)}
+            for run in runs for e in run.epochs]
+
+
+def run_rows(runs: Sequence[Run]) -> List[Dict[str, Any]]:
+    """One row a run: its best epoch, the scores there, the floors."""
+    columns = [(s, m) for s in splits_of(runs) for m in metric_names(runs, s)]
+    rows = []
+    for run in runs:
+        scores = {s: (run.best_scores(s), run.floors.get(s)) for s in splits_of(runs)}
+        rows.append({
+            "run": run.name, "state": run.state, "why": run.why,
+            "epochs": sum(bool(e.train) for e in run.epochs), "epochs_planned": run.epochs_planned,
+            "best_epoch": run.best.epoch if run.best else None,
+            "rule": run.best.rule if run.best else None,
+            "value": run.best.value if run.best else None,
+            "seconds": run.seconds,
+            **{f"{s}_{m}": _value(scores[s][0], m) for s, m in columns},
+            **{f"floor_{s}_{m}": _value(scores[s][1], m) for s, m in columns},
+            **{f"references_{s}": run.references.get(s) for s in splits_of(runs)},
+            "missing": len(run.missing)})
+    return rows
+
+
+def write_tables(runs: Sequence[Run], out: PathLike) -> List[Path]:
+    """Write epochs.csv, runs.csv and report.json into `out`; return their paths."""
+    folder = Path(out)
+    paths = [folder / "epochs.csv", folder / "runs.csv", folder / "report.json"]
+    write_text(paths[0], _csv(epoch_rows(runs), ["run", "epoch"]))
+    write_text(paths[1], _csv(run_rows(runs), ["run"]))
+    write_json(paths[2], {
+        "runs": run_rows(runs), "epochs": epoch_rows(runs),
+        "missing": {run.name: list(run.missing) for run in runs},
+        "comparable": {s: [[run.name for run in group] for group in comparable_groups(runs, s)]
+                       for s in splits_of(runs)}}, indent=1)
+    return paths
+
+
+def _csv(rows: Sequence[Dict[str, Any]], columns_if_empty: Sequence[str]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else columns_if_empty, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)  # None becomes an empty cell
+    return text.getvalue()
+
+
+def _value(scores: Optional[Scores], metric: str) -> Optional[float]:
+    return scores.metrics.get(metric) if scores else None
+
+
+def _all_scores(run: Run, split: str) -> List[Scores]:
+    return [s for s in (*(e.scores.get(split) for e in run.epochs), run.floors.get(split)) if s]
+
+
+def _names(paths: Sequence[Path]) -> List[str]:
+    """The shortest tails of the paths that tell all of them apart."""
+    for length in range(1, max(len(p.parts) for p in paths) + 1):
+        names = ["/".join(p.parts[-length:]) for p in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise AssertionError(f"equal paths {paths}")
+
+
+# Reading -----------------------------------------------------------------------------------
+
+
+def _read_run(folder: RunDir, name: str) -> Run:
+    if not folder.path.is_dir():
+        raise UserError(f"no run folder at {folder.path}; runs are under runs/, "
+                        "one folder each, made by launch.py train")
+    signs = (folder.config, folder.state, folder.train_log)
+    if not (any(path.exists() for path in signs) or folder.predicted() or folder.scored()):
+        raise UserError(f"{folder.path} is not a run folder: it has none of "
+                        f"{', '.join(p.name for p in signs)}, predictions or scores; "
+                        "name the folder that --run was given")
+    missing: List[str] = []
+    state = _read_object(folder.state) if folder.state.exists() else {}
+    if not state:
+        missing.append("state.json: whether the run ended is not known")
+    train = _read_train(folder, missing)
+    scores = {(r.split, r.epoch): _read_scores(r.path) for r in folder.scored()}
+    floors = {s: _read_scores(folder.floor_scores(s)) for s in SPLITS
+              if folder.floor_scores(s).exists()}
+    references, pictures = _read_references(folder)
+    best = _best(folder, {e: s for (split, e), s in scores.items() if split == "val"}, missing)
+    epochs = _epochs(folder, train, scores, pictures, best)
+    missing += _run_holes(scores, floors, references, epochs, best)
+    missing += [f"epoch {e.epoch:02d}, {hole}" for e in epochs for hole in e.missing]
+    status, why = str(state.get("state", "unknown")), str(state.get("why") or "")
+    planned = state["epochs"] if isinstance(state.get("epochs"), int) else None
+    if train and planned and len(train) < planned:
+        missing.append(f"{planned - len(train)} of {planned} epochs: not trained, the run is "
+                       f"{status}" + f" ({why})" * bool(why))
+    return Run(name, folder, status, why, planned, epochs, best, floors, references,
+               tuple(missing))
+
+
+def _read_object(path: Path) -> Dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, not a {type(value).__name__}; "
+                        "write it again")
+    return value
+
+
+def _numbers(value: Any, where: str) -> Dict[str, float]:
+    """The finite numbers of a JSON object: a null or NaN is an absent value."""
+    if not isinstance(value, dict):
+        raise UserError(f"{where} must be an object of numbers; write the file again")
+    return {str(k): v for k, v in value.items()
+            if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)}
+
+
+def _read_train(folder: RunDir, missing: List[str]) -> Dict[int, Dict[str, float]]:
+    rows: Dict[int, Dict[str, float]] = {}
+    for row in read_jsonl(folder.train_log):
+        values = _numbers(row, f"each line of {folder.train_log}")
+        if not isinstance(values.get("epoch"), int):
+            raise UserError(f"{folder.train_log} has a line without an epoch number; "
+                            "write it again")
+        epoch = int(values.pop("epoch"))
+        if epoch in rows:
+            missing.append(f"train.jsonl: epoch {epoch:02d} is there twice; the last line counts")
+        rows[epoch] = values
+    if not rows:
+        missing.append("train.jsonl: no trained epoch")
+    return rows
+
+
+def _read_scores(path: Path) -> Scores:
+    value = _read_object(path)
+    failed = value.get("failed") or {}
+    metrics = _numbers(value.get("metrics", {}), f"'metrics' of {path}")
+    if not isinstance(failed, dict):
+        raise UserError(f"'failed' of {path} must be an object of metric: why; score it again")
+    lost = {name: "it is not a number" for name in value.get("metrics", {}) if name not in metrics}
+    pictures = value.get("pictures")
+    return Scores(metrics, {**lost, **{str(k): str(v) for k, v in failed.items()}},
+                  pictures if isinstance(pictures, int) else None, str(value.get("caption", "")))
+
+
+def _read_references(folder: RunDir) -> Tuple[Dict[str, str], Dict[str, int]]:
+    """SHA-256 and number of pictures of each split's references."""
+    hashes, pictures = {}, {}
+    for split in SPLITS:
+        path = folder.references(split)
+        if path.exists():
+            annotations = _read_object(path).get("annotations")
+            if not isinstance(annotations, list):
+                raise UserError(f"{path} must be COCO ground truth with 'annotations'")
+            hashes[split] = hashlib.sha256(path.read_bytes()).hexdigest()
+            pictures[split] = len({str(a.get("image_id")) for a in annotations})
+    return hashes, pictures
+
+
+def _best(folder: RunDir, scores: Dict[int, Scores], missing: List[str]) -> Optional[Best]:
+    """What best.json says, else the rule applied to the val scores that are there."""
+    said = _read_object(folder.best) if folder.best.exists() else {}
+    rule = str(said.get("rule") or _configured_rule(folder))
+    values = {epoch: value for epoch, value in
+              ((e, rule_value(s.metrics, rule)) for e, s in scores.items()) if value is not None}
+    top = max(values, key=lambda e: (values[e], -e), default=None)
+    epoch = said.get("epoch")
+    if not isinstance(epoch, int):
+        return None if top is None else Best(top, rule, values[top])
+    if epoch not in values:
+        missing.append(f"best.json names epoch {epoch:02d}, whose val scores are not there")
+    elif top is not None and values[top] > values[epoch]:
+        missing.append(f"best.json names epoch {epoch:02d}, but by its rule ({rule}) epoch "
+                       f"{top:02d} is better now; score the run again to bring it up to date")
+    return Best(epoch, rule, values.get(epoch))
+
+
+def rule_value(metrics: Dict[str, float], rule: str) -> Optional[float]:
+    """The sum that a rule like 'cider+bleu_4' stands for; None when a part is missing."""
+    parts = [metrics.get(RULE_PARTS.get(part, part)) for part in rule.split("+")]
+    return None if any(part is None for part in parts) else sum(p for p in parts if p is not None)
+
+
+def _configured_rule(folder: RunDir) -> str:
+    """`score.best` of config.yaml, found as text: this module does without a YAML parser."""
+    if not folder.config.exists():
+        return DEFAULT_RULE
+    found = re.search(r"^\s+best:\s*['\"]?([\w+]+)",
+                      folder.config.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return found[1] if found else DEFAULT_RULE
+
+
+# Holes -------------------------------------------------------------------------------------
+
+
+def _epochs(folder: RunDir, train: Dict[int, Dict[str, float]],
+            scores: Dict[Tuple[str, int], Scores], pictures: Dict[str, int],
+            best: Optional[Best]) -> Tuple[Epoch, ...]:
+    predicted = {(r.split, r.epoch) for r in folder.predicted()}
+    numbers = {*train, *(e for _, e in scores), *(e for _, e in predicted)}
+    rows = []
+    for epoch in sorted({*numbers, *range(max(train, default=-1) + 1)}):
+        found = {s: value for (s, e), value in scores.items() if e == epoch}
+        captioned = tuple(sorted(s for s, e in predicted if e == epoch))
+        holes = ([] if epoch in train or not train else ["train: not in train.jsonl"])
+        if epoch in train and "loss" not in train[epoch]:
+            holes.append("train: no loss")
+        for split in SPLITS:
+            # Test is usually captioned at the best epoch only: elsewhere it is not missed.
+            wanted = split == "val" or split in captioned or split in found or (
+                best is not None and best.epoch == epoch and any(s == split for s, _ in predicted))
+            if wanted:
+                siblings = [v for (s, _), v in scores.items() if s == split]
+                holes += [f"{split}: {hole}" for hole in _score_holes(
+                    found.get(split), split in captioned, siblings, pictures.get(split))]
+        rows.append(Epoch(epoch, train.get(epoch, {}), found, captioned, tuple(holes)))
+    return tuple(rows)
+
+
+def _score_holes(scores: Optional[Scores], captioned: bool, siblings: Sequence[Scores],
+                 pictures: Optional[int]) -> List[str]:
+    if scores is None:
+        return ["captions are there, not scored" if captioned else "not captioned"]
+    holes = [f"{metric} failed: {why}" for metric, why in sorted(scores.failed.items())]
+    excused = {name.lower() for name in scores.failed}
+    for metric in {m: None for s in siblings for m in s.metrics}:
+        # 'bleu' covers Bleu_1 to Bleu_4.
+        if metric not in scores.metrics and not {
+                metric.lower(), metric.lower().split("_")[0]} & excused:
+            holes.append(f"{metric} is not in the score file, which does not say why")
+    if pictures and scores.pictures is not None and scores.pictures != pictures:
+        holes.append(f"{scores.pictures} of {pictures} pictures scored")
+    return holes
+
+
+def _run_holes(scores: Dict[Tuple[str, int], Scores], floors: Dict[str, Scores],
+               references: Dict[str, str], epochs: Sequence[Epoch],
+               best: Optional[Best]) -> List[str]:
+    holes = []
+    for split in [s for s in SPLITS if any(key[0] == s for key in scores)]:
+        if split not in floors:
+            holes.append(f"{split}: no floor (scores/floor_{split}.json)")
+        if split not in references:
+            holes.append(f"{split}: no references/{split}.json, so whether other runs' scores "
+                         "compare with these is not known")
+        holes += [f"{split}, floor: {metric} failed: {why}" for metric, why
+                  in sorted(floors.get(split, Scores({}, {})).failed.items())]
+    if best is None:
+        holes.append("no best epoch: none has all the val scores that the rule needs")
+    if any(e.train and "seconds" not in e.train for e in epochs):
+        holes.append("training time: an epoch's seconds are not known")
+    return holes

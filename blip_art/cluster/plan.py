@@ -1,0 +1,127 @@
+"""Which command each stage is, and how a plan is shown: pure functions, nothing is run.
+
+    print(dry_run_text([train_job(place, "configs/demo.yaml", run, ["train.epochs=2"])]))
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, Iterable, List, Sequence, Tuple
+
+from blip_art.cluster.jobs import Job
+from blip_art.errors import UserError
+from blip_art.files import RunDir
+
+
+@dataclass(frozen=True)
+class Place:
+    """All that a command depends on beside its own arguments."""
+
+    python: str
+    """Interpreter of the jobs."""
+    cwd: str
+    """The user's working directory: relative paths in configurations start here."""
+    code: str
+    """Folder the jobs import blip_art from, absolute: the run's snapshot."""
+    processes: int = 1
+    """Processes of a train or predict job, one a GPU."""
+    gpus: Tuple[str, ...] = ()
+    """Devices to use, as CUDA_VISIBLE_DEVICES names them; none means CPU."""
+    threads: int = 1
+    """CPU threads of each of those processes."""
+    columns: int = 0
+    """Width of the terminal that watches; 0 if none does."""
+    attached: bool = False
+    """Give the commands the terminal itself instead of a log (--cluster debug)."""
+
+
+def train_job(place: Place, config: str, run: RunDir, overrides: Sequence[str] = ()) -> Job:
+    """Fine-tune; always with --resume, so that the same command also continues."""
+    return _ranks(place, "train", run, "blip_art.train", config, "--run", str(run.path),
+                  "--resume", *overrides)
+
+
+def predict_job(place: Place, run: RunDir, options: Sequence[str] = ()) -> Job:
+    """Caption a split with the run's weights, or with `--weights`."""
+    return _ranks(place, "predict", run, "blip_art.predict", "--run", str(run.path), *options)
+
+
+def score_job(place: Place, run: RunDir) -> Job:
+    """Score every prediction that has no scores yet. Needs no GPU."""
+    return module_job(place, "score", run.slurm, "blip_art.score", "--run", str(run.path))
+
+
+def collect_job(place: Place, runs: Sequence[RunDir], out: Path) -> Job:
+    """Tables, plots and one page from several runs."""
+    return module_job(place, "collect", out / "slurm", "blip_art.report",
+                      *(str(run.path) for run in runs), "-o", str(out))
+
+
+def module_job(place: Place, name: str, logs: Path, module: str, *args: str) -> Job:
+    """One process on the CPU: `python -m module args`."""
+    return _job(place, name, logs, (place.python, "-m", module, *args),
+                {"CUDA_VISIBLE_DEVICES": ""})
+
+
+def _ranks(place: Place, name: str, run: RunDir, module: str, *args: str) -> Job:
+    argv = (place.python, "-m", "blip_art.torchrun", "--standalone",
+            f"--nproc_per_node={place.processes}", "-m", module, *args)
+    return _job(place, name, run.slurm, argv, {
+        "CUDA_VISIBLE_DEVICES": ",".join(place.gpus[:place.processes]),
+        "OMP_NUM_THREADS": str(place.threads)})
+
+
+def _job(place: Place, name: str, logs: Path, argv: Tuple[str, ...], env: Dict[str, str]) -> Job:
+    log = "" if place.attached else str(next_log(logs, name))
+    return Job(name, argv, {**import_environment(place.code), **env,
+                            "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "1"},
+               cwd=place.cwd, log=log, columns=place.columns)
+
+
+def import_environment(code: str) -> Dict[str, str]:
+    """Makes Python import blip_art from `code`, even where the working directory has another."""
+    return {"PYTHONPATH": code, "PYTHONSAFEPATH": "1"}
+
+
+def next_log(folder: Path, name: str) -> Path:
+    """The first free one of train_000.log, train_001.log, …: one log a start."""
+    taken = (re.fullmatch(re.escape(name) + r"_(\d+)\.log", path.name)
+             for path in folder.glob(f"{name}_*.log"))
+    number = max((int(match[1]) for match in taken if match), default=-1) + 1
+    return folder / f"{name}_{number:03d}.log"
+
+
+def pick_gpus(visible: Sequence[str], processes: int) -> Tuple[str, ...]:
+    """The GPUs for that many processes; none on a machine without any."""
+    if visible and processes > len(visible):
+        raise UserError(f"--processes {processes} is more than the {len(visible)} GPU(s) of this "
+                        f"machine; ask for {len(visible)}, or set CUDA_VISIBLE_DEVICES= "
+                        "to run on the CPU")
+    return tuple(visible[:processes])
+
+
+def visible_gpus() -> List[str]:
+    """GPUs this process may use, without asking torch, which the login side does not have."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return [name for name in listed.split(",") if name.strip()]
+    found = (re.fullmatch(r"nvidia(\d+)", path.name) for path in Path("/dev").glob("nvidia*"))
+    return [str(index) for index in range(sum(1 for match in found if match))]
+
+
+def dry_run_text(jobs: Iterable[Job]) -> str:
+    """The jobs as shell commands that can be read, and run by hand."""
+    return "\n".join(_shown(job) for job in jobs)
+
+
+def _shown(job: Job) -> str:
+    lines = [f"# {job.name}",
+             f"#   code: {job.env['PYTHONPATH']}",
+             f"#   log:  {job.log or 'this terminal'}",
+             f"cd {shlex.quote(job.cwd)} && env \\"]
+    lines += [f"  {name}={shlex.quote(value)} \\" for name, value in job.env.items()]
+    return "\n".join([*lines, "  " + shlex.join(job.argv)]) + "\n"

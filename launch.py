@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+"""The login node's door to blip-art: plans jobs, runs them, shows what they say.
+
+    ./launch.py train configs/caption_art.yaml      ./launch.py demo      ./launch.py --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, List, Optional, Sequence
+
+from blip_art.errors import UserError, exit_cleanly
+
+if TYPE_CHECKING:  # --help must not wait for imports
+    from blip_art.cluster.jobs import Job
+    from blip_art.cluster.plan import Place
+    from blip_art.files import RunDir
+
+REPO = Path(__file__).resolve().parent
+
+EXAMPLES = """\
+examples:
+  ./launch.py demo                                    everything, on drawn pictures, in minutes
+  ./launch.py train configs/caption_art.yaml          fine-tune; again: go on where it stopped
+  ./launch.py train configs/caption_art.yaml train.lr=5e-5 --run runs/lr5e-5
+  ./launch.py train configs/caption_art.yaml --dry-run     show the commands, run nothing
+  ./launch.py score --run runs/caption_art            score every epoch's captions
+  ./launch.py eval --run runs/caption_art --split test     caption the test set, then score
+  ./launch.py collect runs/* -o report                tables, curves and one page
+
+Every stage reads and writes files in a run folder (runs/NAME) and can be run alone.
+Commands end with 0 (done), 1 (failed), 2 (your input: one line says how to mend it)
+or 130 (interrupted; the same command goes on)."""
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Parse the command line and run one subcommand; the exit code."""
+    parser = build_parser()
+    args, extra = parser.parse_known_args(argv)
+    if args.command == "train":
+        # argparse gives up on key=value behind an option: train X.yaml --run R key=value
+        args.overrides += [word for word in extra if not word.startswith("-")]
+        extra = [word for word in extra if word.startswith("-")]
+    if extra:
+        parser.error(f"unknown argument {extra[0]}; see launch.py {args.command} --help")
+    return int(args.function(args))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="launch.py", description="Fine-tune, evaluate and compare art captioners.",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = _command(commands, "train", run_train, "fine-tune a model, or go on with a run")
+    train.add_argument("config", metavar="CONFIG", help="for example configs/caption_art.yaml")
+    train.add_argument("overrides", metavar="key=value", nargs="*",
+                       help="change the configuration, for example train.batch_size=16")
+    train.add_argument("--run", metavar="DIR", help="run folder (default: runs/NAME, NAME being "
+                                                    "`name` in the configuration)")
+    _processes(train)
+
+    for name, function, text in (
+            ("predict", run_predict, "caption pictures with a run's weights"),
+            ("eval", run_eval, "predict on the GPUs, then score on the CPU")):
+        command = _command(commands, name, function, text)
+        _run_folder(command)
+        command.add_argument("--weights", metavar="FILE_OR_DIR",
+                             help="weights that were not trained here, for example COCO's")
+        command.add_argument("--epoch", metavar="N", type=int, help="epoch (default: the last)")
+        command.add_argument("--split", metavar="NAME", help="val or test (default: val)")
+        _processes(command)
+
+    score = _command(commands, "score", run_score, "score all captions that have no scores yet")
+    _run_folder(score)
+
+    collect = _command(commands, "collect", run_collect, "tables, curves and a page from runs")
+    collect.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
+    collect.add_argument("-o", "--output", metavar="DIR",
+                         help="folder of the report (default: RUN/report, or ./report for several)")
+
+    demo = _command(commands, "demo", run_demo,
+                    "the whole pipeline on drawn pictures; stages that are done are skipped")
+    demo.add_argument("--run", metavar="DIR", default="runs/demo", help="default: %(default)s")
+    demo.add_argument("--fresh", action="store_true", help="delete the earlier demo first")
+    _processes(demo, default=2)
+    return parser
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """CONFIG and overrides are checked here: a typo should not wait in a queue."""
+    from blip_art.cluster.plan import train_job
+    from blip_art.config import load_config
+    from blip_art.files import RunDir
+
+    config = load_config(args.config, args.overrides)
+    run = RunDir(args.run or Path("runs", config.name))
+    return _execute(args, [train_job(_place(args, run), args.config, run, args.overrides)], run)
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    """Caption a split."""
+    run = _existing_run(args.run)
+    return _execute(args, [_predict_job(args, run)], run)
+
+
+def run_score(args: argparse.Namespace) -> int:
+    """Score what is not scored."""
+    from blip_art.cluster.plan import score_job
+
+    run = _existing_run(args.run)
+    return _execute(args, [score_job(_place(args, run), run)], run)
+
+
+def run_eval(args: argparse.Namespace) -> int:
+    """Two jobs, because GPUs must not wait for Java."""
+    from blip_art.cluster.plan import score_job
+
+    run = _existing_run(args.run)
+    return _execute(args, [_predict_job(args, run), score_job(_place(args, run), run)], run)
+
+
+def run_collect(args: argparse.Namespace) -> int:
+    """Compare runs; the code is the checkout's own, since nothing waits in a queue."""
+    from blip_art.cluster.plan import collect_job
+
+    runs = [_existing_run(run) for run in args.runs]
+    out = Path(args.output or (runs[0].path / "report" if len(runs) == 1 else "report"))
+    return _execute(args, [collect_job(_place(args), runs, out)])
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Every stage in order, see blip_art/cluster/demo.py."""
+    from blip_art.cluster.demo import Demo
+    from blip_art.files import RunDir
+
+    run = RunDir(args.run)
+    demo = Demo(run, REPO, checkout=_place(args), place=_place(args, run))
+    if args.fresh and not args.dry_run:
+        demo.delete()
+    if args.dry_run:
+        return _execute(args, demo.jobs())
+    return demo.play(lambda job: _submit(args.cluster, job))
+
+
+def _execute(args: argparse.Namespace, jobs: List[Job], run: Optional[RunDir] = None) -> int:
+    """Show the jobs, or run them one after the other until one fails."""
+    from blip_art.cluster.plan import dry_run_text
+
+    if args.dry_run:
+        print(dry_run_text(jobs), end="")
+        return 0
+    if run:
+        from blip_art.cluster.snapshot import take_snapshot
+        take_snapshot(REPO, run.code)
+    for job in jobs:
+        code = _submit(args.cluster, job)
+        if code:
+            return code
+    return 0
+
+
+def _submit(cluster: str, job: Job) -> int:
+    from blip_art.cluster.local import CLUSTERS, explain
+
+    code = CLUSTERS[cluster](job)
+    if code:
+        explain(job, code)
+    return code
+
+
+def _predict_job(args: argparse.Namespace, run: RunDir) -> Job:
+    from blip_art.cluster.plan import predict_job
+
+    options = [word for name in ("weights", "epoch", "split") if getattr(args, name) is not None
+               for word in (f"--{name}", str(getattr(args, name)))]
+    return predict_job(_place(args, run), run, options)
+
+
+def _place(args: argparse.Namespace, run: Optional[RunDir] = None) -> Place:
+    """Where jobs run and what they import: the run's snapshot, or else this checkout."""
+    from blip_art.cluster.local import this_machine
+
+    return this_machine(python=args.python or _default_python(),
+                        code=run.code.resolve() if run else REPO,
+                        processes=getattr(args, "processes", 1),
+                        attached=args.cluster == "debug")
+
+
+def _default_python() -> str:
+    """The checkout's virtual environment, which has torch, rather than the login node's Python."""
+    own = REPO / ".venv" / "bin" / "python"
+    return str(own) if own.exists() else sys.executable
+
+
+def _existing_run(path: str) -> RunDir:
+    from blip_art.files import RunDir
+
+    run = RunDir(path)
+    if not run.path.is_dir():
+        raise UserError(f"no run folder at {path}; "
+                        "'launch.py train CONFIG' makes one, 'ls runs' shows those there are")
+    return run
+
+
+def _cluster(name: str) -> str:
+    if name == "slurm":
+        raise UserError("--cluster slurm is not built yet: it comes with the cluster issue; "
+                        "use --cluster local inside an allocation")
+    if name not in ("local", "debug"):
+        raise argparse.ArgumentTypeError(f"must be local, debug or slurm, not '{name}'")
+    return name
+
+
+def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str,
+             function: object, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+    parser.set_defaults(function=function)
+    parser.add_argument("--cluster", metavar="WHERE", type=_cluster, default="local",
+                        help="local (this machine, output also in a log; the default), debug "
+                             "(this process and terminal, for breakpoints) or slurm")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="print the commands, their environment and logs; run nothing")
+    parser.add_argument("--python", metavar="PATH",
+                        help="interpreter of the jobs (default: .venv/bin/python beside launch.py)")
+    return parser
+
+
+def _processes(parser: argparse.ArgumentParser, default: int = 0) -> None:
+    parser.add_argument("--processes", "--gpus", metavar="N", type=_at_least_one, default=default,
+                        help="processes a node, one a GPU (default: "
+                             f"{default or 'all GPUs, or 1 process on the CPU'})")
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not '{text}'")
+    return int(text)
+
+
+def _run_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", metavar="DIR", required=True, help="run folder")
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

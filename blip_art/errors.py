@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import Callable, NoReturn, Optional
 
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+# Under torchrun every rank meets the same mistake. Rank 0 says it, and its end ends the others;
+# one that is still there after this long met it alone.
+_PATIENCE_S = 3.0
 
 
 class UserError(Exception):
@@ -25,7 +29,10 @@ def exit_cleanly(main: Callable[[], Optional[int]]) -> NoReturn:
         code = main() or 0
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        if rank != "0":
+            time.sleep(_PATIENCE_S)
+        print(f"error: {f'rank {rank}: ' if rank != '0' else ''}{error}", file=sys.stderr)
         code = EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted; what is on disk is whole, run the same command again to go on",

@@ -1,0 +1,125 @@
+"""Ranks: who am I, what do we agree on, and a note that somebody asked us to stop.
+
+    with process_group() as world: ...   # under torchrun, srun or alone
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+# Rank 0 may write a large checkpoint to a slow file system while the others wait.
+TIMEOUT = timedelta(minutes=30)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks of a run."""
+
+    rank: int
+    size: int
+    device: torch.device
+    # Small decisions (stop? what did you write?) travel over gloo on the CPU: they never make
+    # the GPU wait, and NCCL's watchdog does not count them.
+    control: Any = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank if `flag` is true on one."""
+        if self.size == 1:
+            return flag
+        votes = torch.tensor([int(flag)])
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(votes.item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every rank, by rank, on every rank."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Element-wise sums over the ranks, in float64."""
+        if self.size == 1:
+            return values
+        totals = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(totals, group=self.control)
+        return totals.tolist()
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.size > 1:
+            dist.barrier(group=self.control)
+
+
+def _environment() -> tuple[int, int, int]:
+    """(rank, world size, local rank) as torchrun or srun tell them; (0, 1, 0) alone."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
+    if "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1 and "MASTER_ADDR" in env:
+        return int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env["SLURM_LOCALID"])
+    return 0, 1, 0
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[World]:
+    """Join the other ranks for the length of the block: NCCL where there are GPUs, else gloo."""
+    rank, size, local_rank = _environment()
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if size == 1:
+        yield World(0, 1, device)
+        return
+    # MASTER_ADDR and MASTER_PORT are torchrun's, or the launcher's under srun.
+    dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=size,
+                            timeout=TIMEOUT)
+    try:
+        control = dist.new_group(backend="gloo", timeout=TIMEOUT) if cuda else dist.group.WORLD
+        yield World(rank, size, device, control)
+    finally:
+        dist.destroy_process_group()
+
+
+class Stop:
+    """Remembers that a signal asked the run to stop; the loop reads it once a step.
+
+    The signal reaches every process of a job step, loader workers that inherited the handler
+    too, so the note is only taken by the process that installed it.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._pid = os.getpid()
+
+    def __enter__(self) -> Stop:
+        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() == self._pid:
+            self.signal = number
+
+    def __bool__(self) -> bool:
+        return self.signal is not None

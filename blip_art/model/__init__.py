@@ -1,0 +1,1 @@
+"""The captioner: BLIP's vision encoder and text decoder, their weights and their decoding."""

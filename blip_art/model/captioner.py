@@ -1,0 +1,113 @@
+"""BLIP for captioning: a timm ViT and transformers' BERT decoder, under the original's names.
+
+    model = build_captioner(config.model, tokenizer); loss = model(images, ids, mask)
+"""
+
+from __future__ import annotations
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import BertConfig, BertLMHeadModel
+
+from blip_art.config import ModelConfig
+from blip_art.model.tokenizer import CaptionTokenizer
+
+# ViT-B/16 and ViT-L/16 as in BLIP (stochastic depth 0.1 in the large one only); 'tiny' is for
+# the demo and tests. LayerNorm's epsilon is timm's 1e-6, which the weights were trained with.
+VITS = {
+    "tiny": ("vit_tiny_patch16_384", {"depth": 6}),
+    "base": ("vit_base_patch16_384", {}),
+    "large": ("vit_large_patch16_384", {"drop_path_rate": 0.1}),
+}
+IGNORED = -100
+
+
+class BlipCaptioner(nn.Module):
+    """Picture → caption (Li et al. 2022, https://arxiv.org/abs/2201.12086).
+
+    `visual_encoder` and `text_decoder` carry the parameter names of the original checkpoints.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, pad_id: int, end_id: int,
+                 prompt_ids: list[int]) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.pad_id = pad_id
+        self.end_id = end_id
+        self.prompt_ids = prompt_ids
+        name, extra = VITS[config.vit]
+        self.visual_encoder = timm.create_model(
+            name, img_size=config.image_size, num_classes=0, global_pool="", **extra)
+        self.text_decoder = _text_decoder(config, vocab_size, pad_id,
+                                          vision_width=self.visual_encoder.embed_dim)
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) normalized pictures → (B, 1 + patches, width), the class token first."""
+        return self.visual_encoder(images)
+
+    def hidden(self, image_states: torch.Tensor, ids: torch.Tensor,
+               mask: torch.Tensor) -> torch.Tensor:
+        """Decoder states (B, L, text_width) of captions given as ids and mask (B, L)."""
+        return self.text_decoder.bert(
+            ids, attention_mask=mask, encoder_hidden_states=image_states, use_cache=False,
+        ).last_hidden_state
+
+    def logits(self, images: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Scores (B, L, vocabulary) of the token after each position."""
+        return self.text_decoder.cls(self.hidden(self.encode(images), ids, mask))
+
+    def forward(self, images: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy of the caption tokens, label-smoothed; prompt and padding masked.
+
+        Args:
+            images: (B, 3, S, S); ids, mask: (B, L) from CaptionTokenizer.encode.
+        """
+        labels = ids.masked_fill(ids == self.pad_id, IGNORED)
+        labels[:, :len(self.prompt_ids)] = IGNORED
+        labels = labels[:, 1:]  # position i predicts token i + 1
+        states = self.hidden(self.encode(images), ids, mask)[:, :-1]
+        counted = labels != IGNORED
+        # 30,524 logits a position are the largest tensor of the step: only for counted ones.
+        logits = self.text_decoder.cls(states[counted])
+        return F.cross_entropy(logits.float(), labels[counted],
+                               label_smoothing=self.config.label_smoothing)
+
+    def set_grad_checkpointing(self) -> None:
+        """Recompute activations in the backward pass, in both halves."""
+        self.visual_encoder.set_grad_checkpointing(True)
+        self.text_decoder.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _text_decoder(config: ModelConfig, vocab_size: int, pad_id: int,
+                  vision_width: int) -> BertLMHeadModel:
+    decoder = BertLMHeadModel(BertConfig(
+        vocab_size=vocab_size, hidden_size=config.text_width,
+        num_hidden_layers=config.text_layers, num_attention_heads=config.text_heads,
+        intermediate_size=4 * config.text_width, pad_token_id=pad_id,
+        hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=config.dropout,
+        is_decoder=True, add_cross_attention=True, attn_implementation="sdpa"))
+    if vision_width != config.text_width:
+        # BERT's cross-attention expects its own width; BLIP's reads the encoder's.
+        for layer in decoder.bert.encoder.layer:
+            for name in ("key", "value"):
+                linear = nn.Linear(vision_width, config.text_width)
+                decoder._init_weights(linear)
+                setattr(layer.crossattention.self, name, linear)
+    # BLIP has no token types: BERT's stay at zero, out of the optimizer and of the files.
+    token_types = decoder.bert.embeddings.token_type_embeddings
+    nn.init.zeros_(token_types.weight)
+    token_types.requires_grad_(False)
+    return decoder
+
+
+def build_captioner(config: ModelConfig, tokenizer: CaptionTokenizer) -> BlipCaptioner:
+    """A captioner with random weights (seed torch first) that fits the tokenizer.
+
+    Raises:
+        UserError: the prompt cannot be tokenized.
+    """
+    return BlipCaptioner(config, len(tokenizer), tokenizer.pad_id, tokenizer.end_id,
+                         tokenizer.prompt_ids(config.prompt))

@@ -1,0 +1,117 @@
+"""BERT's WordPiece tokenizer with BLIP's two extra tokens, [DEC] and [ENC].
+
+    python -m blip_art.model.tokenizer annotation/iconclassTrain.json -o tokenizer/
+trains a small vocabulary for a data set of its own; fine-tuning BLIP needs bert-base-uncased.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from tokenizers import BertWordPieceTokenizer
+from transformers import BertTokenizerFast
+
+from blip_art.errors import UserError, exit_cleanly
+from blip_art.files import PathLike, written_aside
+
+FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
+
+
+class CaptionTokenizer:
+    """Captions to token ids and back.
+
+    With the vocabulary of bert-base-uncased [DEC] is 30522, [ENC] 30523 and [SEP], the end, 102
+    (Li et al. 2022, https://arxiv.org/abs/2201.12086; salesforce/BLIP models/blip.py).
+    """
+
+    def __init__(self, name_or_folder: str) -> None:
+        self.bert = _load(name_or_folder)
+        self.bert.add_special_tokens({"bos_token": "[DEC]"})
+        self.bert.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
+        self.dec_id: int = self.bert.convert_tokens_to_ids("[DEC]")
+        self.enc_id: int = self.bert.convert_tokens_to_ids("[ENC]")
+        self.end_id: int = self.bert.sep_token_id
+        self.pad_id: int = self.bert.pad_token_id
+
+    def __len__(self) -> int:
+        return len(self.bert)
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """[DEC] and the prompt's tokens: what every caption starts with.
+
+        Raises:
+            UserError: the vocabulary does not know a word of the prompt.
+        """
+        words = self.bert(prompt, add_special_tokens=False).input_ids
+        if self.bert.unk_token_id in words:
+            raise UserError(f"model.prompt '{prompt}' has a word that the vocabulary does not "
+                            "know; choose another prompt or another model.tokenizer")
+        return [self.dec_id, *words]
+
+    def encode(self, captions: list[str], max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and attention mask, both (B, L) int64 with L <= max_tokens, [DEC] first."""
+        batch = self.bert(captions, padding="longest", truncation=True, max_length=max_tokens,
+                          return_tensors="pt")
+        batch.input_ids[:, 0] = self.dec_id
+        return batch.input_ids, batch.attention_mask
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of generated ids, special tokens left out."""
+        return self.bert.decode(ids, skip_special_tokens=True).strip()
+
+    def save(self, folder: PathLike) -> None:
+        """Write the vocabulary, so that the folder is a tokenizer of its own."""
+        self.bert.save_pretrained(str(folder))
+
+
+def _load(name_or_folder: str) -> BertTokenizerFast:
+    folder = Path(name_or_folder).expanduser()
+    if folder.is_dir():
+        if not any((folder / name).exists() for name in FILES[:2]):
+            raise UserError(f"tokenizer folder {folder} has no vocab.txt or tokenizer.json")
+        return BertTokenizerFast.from_pretrained(str(folder))
+    try:
+        # Compute nodes have no internet: only the cache is asked, and never waited for.
+        return BertTokenizerFast.from_pretrained(name_or_folder, local_files_only=True)
+    except OSError as error:
+        raise UserError(
+            f"no tokenizer '{name_or_folder}': it is no folder and not in the hub cache; on a "
+            f"machine with internet run 'hf download {name_or_folder} --include {FILES[0]} "
+            f"\"tokenizer*.json\"', or set model.tokenizer to a folder with vocab.txt") from error
+
+
+def train_vocabulary(captions: list[str], folder: PathLike, size: int) -> Path:
+    """Train a WordPiece vocabulary on `captions` and write `folder`/vocab.txt.
+
+    The tokens 'no', 'such', 'word' of a text that was never seen fall back to pieces, down to
+    single letters, so that any Latin text stays tokenizable.
+    """
+    trainer = BertWordPieceTokenizer(lowercase=True)
+    trainer.train_from_iterator(captions, vocab_size=size, min_frequency=1, show_progress=False)
+    vocabulary = sorted(trainer.get_vocab().items(), key=lambda item: item[1])
+    target = Path(folder) / "vocab.txt"
+    with written_aside(target) as aside:
+        aside.write_text("".join(f"{token}\n" for token, _ in vocabulary), encoding="utf-8")
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m blip_art.model.tokenizer", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pairs", help="list of {image, caption} whose captions are learned from")
+    parser.add_argument("-o", "--output", required=True, help="folder to write vocab.txt to")
+    parser.add_argument("--size", type=int, default=2000, help="most tokens (default 2000)")
+    parser.add_argument("--prompt", default="a picture of ",
+                        help="model.prompt, whose words must be known (default '%(default)s')")
+    args = parser.parse_args()
+    from blip_art.data.datasets import load_pairs  # pulls in nothing a library user needs
+
+    captions = [caption for pair in load_pairs(args.pairs) for caption in pair.captions]
+    print(train_vocabulary([*captions, args.prompt], args.output, args.size))
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

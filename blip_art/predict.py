@@ -1,0 +1,197 @@
+"""Checkpoint → predictions: every picture of a split captioned once, by all ranks.
+
+    python -m blip_art.predict --run runs/caption_art --epoch 3 --split test
+    torchrun --nproc_per_node=4 -m blip_art.predict --run runs/coco \\
+        --config configs/caption_coco.yaml --weights model_base_caption_capfilt_large.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, SequentialSampler
+from tqdm import tqdm
+
+from blip_art.config import Config, GenerateConfig, dump_config, load_config
+from blip_art.data.datasets import Picture, ground_truth, load_pairs, unique_pictures
+from blip_art.data.loading import PictureDataset
+from blip_art.distributed import Stop, World, process_group
+from blip_art.errors import EXIT_INTERRUPTED, UserError, exit_cleanly
+from blip_art.files import RunDir, read_json, write_json, write_text
+from blip_art.merge import merge_captions
+from blip_art.model.captioner import BlipCaptioner, build_captioner
+from blip_art.model.decode import BeamOptions, NucleusOptions, beam_search, nucleus_sample
+from blip_art.model.tokenizer import CaptionTokenizer
+from blip_art.model.weights import load_weights
+from blip_art.train.optim import amp_dtype, autocast
+
+
+class Interrupted(Exception):
+    """A signal asked to stop in the middle; what is on disk is whole."""
+
+
+def split_pictures(config: Config, split: str) -> list[Picture]:
+    """The pictures of a split, each once, in the order of its list."""
+    return unique_pictures(load_pairs(Path(config.data.annotations) / getattr(config.data, split)))
+
+
+def freeze_references(config: Config, run: RunDir, split: str) -> None:
+    """Copy the split's ground truth into the run folder, once; scoring reads it there."""
+    if run.references(split).exists():
+        return
+    gt = getattr(config.data, f"{split}_gt")
+    folder = Path(config.data.annotations)
+    write_json(run.references(split), read_json(folder / gt) if gt else ground_truth(
+        load_pairs(folder / getattr(config.data, split))))
+
+
+def caption_batch(model: BlipCaptioner, tokenizer: CaptionTokenizer, images: Tensor,
+                  options: GenerateConfig, seeds: list[int]) -> list[list[str]]:
+    """Candidates [picture][options.captions] for (B, 3, S, S) normalized pictures."""
+    states = model.encode(images)
+    lengths = {"max_length": options.max_length, "min_length": options.min_length}
+    if options.method == "nucleus":
+        ids = nucleus_sample(model, states, NucleusOptions(
+            top_p=options.top_p, num_return=options.captions,
+            repetition_penalty=options.repetition_penalty, **lengths), seeds)
+    else:
+        diverse = options.method == "diverse"
+        ids, _ = beam_search(model, states, BeamOptions(
+            num_beams=max(options.num_beams, options.captions), num_return=options.captions,
+            groups=options.captions if diverse else 1, diversity=options.diversity,
+            length_penalty=options.length_penalty,
+            repetition_penalty=options.repetition_penalty, **lengths))
+    return [[tokenizer.decode(caption) for caption in picture] for picture in ids]
+
+
+def picture_seed(seed: int, epoch: int, position: int) -> int:
+    """One number a picture, so that sampling depends on neither batch nor rank."""
+    return ((seed * 1_000_003 + epoch) * 1_000_003 + position) % 2**63
+
+
+@torch.inference_mode()
+def caption_pictures(model: BlipCaptioner, tokenizer: CaptionTokenizer, pictures: list[Picture],
+                     config: Config, epoch: int, world: World, stop: Stop,
+                     title: str) -> list[dict[str, Any]]:
+    """Caption all pictures, shared among the ranks; every rank returns the whole list in order.
+
+    Raises:
+        Interrupted: a signal came; all ranks raise it together.
+    """
+    model.eval()
+    options, dtype = config.generate, amp_dtype(config.train.amp, world.device)
+    mine = list(range(world.rank, len(pictures), world.size))
+    dataset = PictureDataset([pictures[i].image for i in mine], config.data.images,
+                             config.model.image_size)
+    loader = DataLoader(dataset, batch_size=options.batch_size, sampler=SequentialSampler(dataset),
+                        num_workers=config.data.num_workers,
+                        pin_memory=world.device.type == "cuda")
+    # Ranks vote after every batch, so all of them count as many batches as the first has.
+    rounds = -(-len(range(0, len(pictures), world.size)) // options.batch_size)
+    batches = iter(loader)
+    rows: list[tuple[int, list[str]]] = []
+    with tqdm(total=len(pictures), desc=title, unit="picture", leave=False,
+              disable=None if world.is_main else True) as bar:
+        for _ in range(rounds):
+            batch = next(batches, None)
+            if batch is not None:
+                positions = [mine[i] for i in batch[0].tolist()]
+                with autocast(dtype, world.device):
+                    texts = caption_batch(
+                        model, tokenizer, batch[1].to(world.device, non_blocking=True), options,
+                        [picture_seed(config.seed, epoch, position) for position in positions])
+                rows += zip(positions, texts, strict=True)
+                bar.update(min(len(positions) * world.size, len(pictures) - bar.n))
+            if world.any(bool(stop)):
+                raise Interrupted
+    gathered = dict(row for part in world.gather(rows) for row in part)
+    return [_row(pictures[position], gathered[position]) for position in range(len(pictures))]
+
+
+def _row(picture: Picture, candidates: list[str]) -> dict[str, Any]:
+    if len(candidates) == 1:
+        return {"image_id": picture.image_id, "caption": candidates[0]}
+    return {"image_id": picture.image_id, "caption": merge_captions(candidates),
+            "candidates": candidates}
+
+
+def caption_split(model: BlipCaptioner, tokenizer: CaptionTokenizer, config: Config, run: RunDir,
+                  split: str, epoch: int, world: World, stop: Stop) -> None:
+    """Write predictions/<split>_<epoch>.json and the references it is scored against."""
+    rows = caption_pictures(model, tokenizer, split_pictures(config, split), config, epoch, world,
+                            stop, f"captions {split} {epoch}")
+    if world.is_main:
+        freeze_references(config, run, split)
+        write_json(run.predictions(split, epoch), rows)
+    world.barrier()
+
+
+def _run_config(args: argparse.Namespace, run: RunDir) -> Config:
+    if args.config:
+        return load_config(args.config, args.overrides)
+    if not run.config.exists():
+        raise UserError(f"{run.path} has no config.yaml; train first, or give --config CONFIG.yaml")
+    return load_config(run.config, args.overrides)
+
+
+def _weights(args: argparse.Namespace, run: RunDir, config: Config) -> tuple[str, int]:
+    """The weights to read and the epoch their captions are filed under."""
+    saved = run.saved_epochs()
+    if args.weights:
+        return args.weights, args.epoch or 0
+    if not saved and config.model.pretrained and not run.last_checkpoint.exists():
+        return config.model.pretrained, args.epoch or 0
+    epoch = args.epoch if args.epoch is not None else (
+        read_json(run.best)["epoch"] if run.best.exists() else (saved or [-1])[-1])
+    if epoch not in saved:
+        there = ", ".join(map(str, saved)) or "none"
+        raise UserError(f"{run.path} has no weights of epoch {epoch} (on disk: {there}); "
+                        "choose one with --epoch or give --weights FILE")
+    return str(run.weights(epoch)), epoch
+
+
+def main() -> int:
+    args = parse_args()
+    run = RunDir(args.run)
+    config = _run_config(args, run)
+    source, epoch = _weights(args, run, config)
+    with process_group() as world, Stop() as stop:
+        if world.is_main and not run.config.exists():
+            write_text(run.config, dump_config(config))
+        tokenizer = CaptionTokenizer(config.model.tokenizer)
+        model = build_captioner(config.model, tokenizer)
+        load_weights(model, source)
+        model.to(world.device)
+        try:
+            for split in args.split or config.generate.splits:
+                caption_split(model, tokenizer, config, run, split, epoch, world, stop)
+                if world.is_main:
+                    print(run.predictions(split, epoch))
+        except Interrupted:
+            return EXIT_INTERRUPTED
+    return 0
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m blip_art.predict", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True, help="run folder to read from and write to")
+    parser.add_argument("--config", help="configuration, for a run folder that has none yet")
+    parser.add_argument("--weights", help="captions of these weights instead of the run's own: "
+                        ".pth, .safetensors, a folder, or a hub name in the local cache")
+    parser.add_argument("--epoch", type=int, help="epoch to caption (default: the best, or the "
+                        "last); with --weights the number to file the captions under")
+    parser.add_argument("--split", action="append", choices=("val", "test"),
+                        help="split to caption, may be repeated (default: generate.splits)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value",
+                        help="change a setting, for example generate.num_beams=5")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

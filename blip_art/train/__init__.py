@@ -1,0 +1,1 @@
+"""Fine-tuning: the loop, its optimizer, its ranks and its checkpoints."""

@@ -1,0 +1,191 @@
+"""Fine-tune BLIP: one epoch after the other, each followed by captions of the validation set.
+
+    python -m blip_art.train configs/caption_art.yaml --run runs/art [--resume] [key=value …]
+    torchrun --nproc_per_node=4 -m blip_art.train configs/caption_art.yaml --run runs/art
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import timm.utils
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from blip_art.config import Config, load_config
+from blip_art.data.datasets import Pair
+from blip_art.data.loading import TrainDataset
+from blip_art.distributed import Stop, World, process_group
+from blip_art.errors import EXIT_INTERRUPTED, exit_cleanly
+from blip_art.files import RunDir
+from blip_art.model.captioner import BlipCaptioner, build_captioner
+from blip_art.model.tokenizer import CaptionTokenizer
+from blip_art.model.weights import load_weights, save_weights
+from blip_art.predict import Interrupted, caption_split
+from blip_art.train.batches import EpochBatches, steps_per_epoch
+from blip_art.train.checkpoint import Progress, load_checkpoint, prune_weights, save_checkpoint
+from blip_art.train.optim import Stepper, autocast, learning_rate
+from blip_art.train.setup import load_training_pairs, open_run, write_epoch, write_state
+
+
+def main() -> int:
+    args = parse_args()
+    config = load_config(args.config, args.overrides)
+    run = RunDir(args.run or f"runs/{config.name}")
+    tokenizer = CaptionTokenizer(config.model.tokenizer)
+    with process_group() as world:
+        open_run(run, config, args.resume, world)
+        pairs = load_training_pairs(config, run, world)
+        with Stop() as stop:
+            try:
+                train(config, run, pairs, tokenizer, world, stop)
+            except Interrupted:
+                write_state(run, world, "stopped", "by a signal; --resume goes on")
+                # A scheduler's signal is part of the plan; Ctrl-C is not a success.
+                return EXIT_INTERRUPTED if stop.signal == signal.SIGINT else 0
+            except BaseException as error:
+                write_state(run, world, "failed", f"{type(error).__name__}: {error}")
+                raise
+    return 0
+
+
+def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionTokenizer,
+          world: World, stop: Stop) -> None:
+    """All epochs from the newest checkpoint on.
+
+    Raises:
+        Interrupted: stopped by a signal, on all ranks together, after saving.
+    """
+    torch.manual_seed(config.seed)  # the same first weights on every rank
+    model = build_captioner(config.model, tokenizer)
+    if config.model.pretrained and not run.last_checkpoint.exists():
+        load_weights(model, config.model.pretrained)
+    if config.train.grad_checkpointing:
+        model.set_grad_checkpointing()
+    model.to(world.device)
+    stepper = Stepper(model, config.train, world.device)
+    ema = (timm.utils.ModelEmaV3(model, decay=config.train.ema_decay)
+           if config.train.ema_decay else None)
+    progress = load_checkpoint(run, model, stepper, ema, world.device)
+    ddp = DistributedDataParallel(
+        model, device_ids=[world.device.index] if world.device.type == "cuda" else None,
+        gradient_as_bucket_view=True) if world.size > 1 else model
+    dataset = TrainDataset(pairs, config.data.images, config.model.image_size,
+                           config.model.prompt, config.data.max_words, config.seed)
+    steps = steps_per_epoch(len(dataset), config.train.batch_size, world.size)
+
+    while progress.epoch < config.train.epochs:
+        write_state(run, world, "running", epoch=progress.epoch, epochs=config.train.epochs)
+        if progress.step < steps:
+            train_epoch(config, run, dataset, tokenizer, ddp, stepper, ema, progress, world, stop)
+        evaluated = ema.module if ema else model
+        if world.is_main:
+            save_weights(evaluated, run.weights(progress.epoch))
+            write_epoch(run, config, progress, stepper, steps)
+            prune_weights(run, config.train.keep)
+        for split in config.generate.splits:
+            if not run.predictions(split, progress.epoch).exists():
+                caption_split(evaluated, tokenizer, config, run, split, progress.epoch, world, stop)
+        progress = progress.next_epoch()
+    write_state(run, world, "finished", epoch=config.train.epochs - 1, epochs=config.train.epochs)
+
+
+def train_epoch(config: Config, run: RunDir, dataset: TrainDataset, tokenizer: CaptionTokenizer,
+                ddp: nn.Module, stepper: Stepper, ema: nn.Module | None, progress: Progress,
+                world: World, stop: Stop) -> None:
+    """The steps of one epoch that are not done yet; `progress` is brought forward in place.
+
+    Raises:
+        Interrupted: stopped by a signal, on all ranks together, after saving.
+    """
+    model = ddp.module if isinstance(ddp, DistributedDataParallel) else ddp
+    assert isinstance(model, BlipCaptioner)
+    epoch, settings = progress.epoch, config.train
+    batches = EpochBatches(len(dataset), settings.batch_size, world.rank, world.size, config.seed,
+                           epoch, progress.step)
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.data.num_workers,
+                        pin_memory=world.device.type == "cuda")
+    before = copy.copy(progress)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
+    started = saved = time.monotonic()
+
+    def bring_forward(step: int) -> None:
+        """Fold what this process did since it started into the totals of the epoch."""
+        loss, = world.sum([loss_sum.item()])
+        done = step - before.step
+        progress.step, progress.losses = step, before.losses + done * world.size
+        progress.loss_sum = before.loss_sum + loss
+        progress.pictures = before.pictures + done * settings.batch_size * world.size
+        progress.seconds = before.seconds + time.monotonic() - started
+
+    ddp.train()
+    with tqdm(total=batches.steps, initial=progress.step, desc=f"epoch {epoch}", unit="step",
+              disable=None if world.is_main else True) as bar:
+        for step, (images, captions) in enumerate(loader, progress.step):
+            # Dropout depends on the step alone, so a resumed run draws what an undisturbed one does
+            torch.manual_seed(
+                ((config.seed * 10_007 + epoch) * 1_000_003 + step) * 1_009 + world.rank)
+            moves = (step + 1) % settings.accumulate == 0 or step + 1 == batches.steps
+            stepper.set_lr(learning_rate(settings, epoch, step, batches.steps))
+            ids, mask = tokenizer.encode(captions, config.model.max_tokens)
+            images, ids, mask = (x.to(world.device, non_blocking=True)
+                                 for x in (images, ids, mask))
+            with nullcontext() if moves or world.size == 1 else ddp.no_sync():
+                with autocast(stepper.dtype, world.device):
+                    loss = ddp(images, ids, mask)
+                stepper.backward(loss)
+            loss_sum += loss.detach()
+            if moves:
+                progress.skipped += not stepper.step()
+                if ema is not None:
+                    ema.update(model)
+            _show(bar, loss_sum, step + 1 - before.step, started, settings.batch_size * world.size)
+            if not moves:
+                continue
+            if world.any(bool(stop)):
+                bring_forward(step + 1)
+                if world.is_main:
+                    save_checkpoint(run, progress, model, stepper, ema)
+                raise Interrupted
+            if world.any(time.monotonic() - saved > 60 * settings.save_every_min):
+                bring_forward(step + 1)
+                if world.is_main:
+                    save_checkpoint(run, progress, model, stepper, ema)
+                saved = time.monotonic()
+    bring_forward(batches.steps)
+    if world.is_main:
+        save_checkpoint(run, progress, model, stepper, ema)
+
+
+def _show(bar: tqdm[Iterator[None]], loss_sum: torch.Tensor, steps: int, started: float,
+          pictures_a_step: int) -> None:
+    """Bring the bar forward; the loss is only read (the GPU only waited for) when it is drawn."""
+    if bar.update() and not bar.disable:
+        rate = steps * pictures_a_step / (time.monotonic() - started)
+        memory = f", {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB" if loss_sum.is_cuda else ""
+        bar.set_postfix_str(f"loss {loss_sum.item() / steps:.3f}, {rate:.1f} pictures/s{memory}")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m blip_art.train", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="configuration, for example configs/caption_art.yaml")
+    parser.add_argument("--run", help="run folder (default: runs/<name of the configuration>)")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on from the newest checkpoint of the run folder, if there is one")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value",
+                        help="change a setting, for example train.batch_size=16")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

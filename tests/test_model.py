@@ -1,0 +1,156 @@
+"""The captioner against transformers' own BLIP, on random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from transformers import BlipForConditionalGeneration
+
+from blip_art.config import ModelConfig
+from blip_art.model.captioner import BlipCaptioner, build_captioner
+from blip_art.model.decode import BeamOptions, NucleusOptions, beam_search, nucleus_sample
+from blip_art.model.hf import save_hf
+from blip_art.model.tokenizer import CaptionTokenizer, train_vocabulary
+from blip_art.model.weights import load_weights
+
+CAPTIONS = ["sun, tree and ship", "crown", "a fish in a house", "flower"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> CaptionTokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_vocabulary(["a picture of " + caption for caption in CAPTIONS], folder, 120)
+    return CaptionTokenizer(str(folder))
+
+
+@pytest.fixture(scope="module", params=[96, 192], ids=["own width", "vision width"])
+def model(request, tokenizer) -> BlipCaptioner:
+    torch.manual_seed(0)
+    model = build_captioner(ModelConfig(vit="tiny", image_size=64, text_width=request.param,
+                                        text_layers=2, text_heads=4), tokenizer)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.15)  # far from zero, so that captions vary
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def peer(model, tokenizer, tmp_path_factory) -> BlipForConditionalGeneration:
+    folder = tmp_path_factory.mktemp("hf")
+    save_hf(model, tokenizer, folder)
+    return BlipForConditionalGeneration.from_pretrained(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def batch(tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
+    return tokenizer.encode(["a picture of " + caption for caption in CAPTIONS], 40)
+
+
+@torch.no_grad()
+def test_logits_equal_the_peers(model, peer, images, batch):
+    ids, mask = batch
+    theirs = peer(pixel_values=images, input_ids=ids, attention_mask=mask).logits
+    difference = (model.logits(images, ids, mask) - theirs)[mask.bool()].abs().max()
+    assert difference < 1e-5
+
+
+@torch.no_grad()
+def test_loss_equals_the_peers_with_the_originals_settings(model, peer, images, batch, tokenizer):
+    ids, mask = batch
+    labels = ids.masked_fill(ids == tokenizer.pad_id, -100)
+    labels[:, :len(model.prompt_ids)] = -100
+    theirs = peer(pixel_values=images, input_ids=ids, attention_mask=mask, labels=labels).loss
+    assert model(images, ids, mask).item() == pytest.approx(theirs.item(), abs=1e-5)
+
+
+def test_loss_of_a_stored_vector(tokenizer):
+    """Uniform logits: the cross-entropy is log(vocabulary), whatever the smoothing."""
+    model = build_captioner(ModelConfig(vit="tiny", image_size=32, text_width=32, text_layers=1,
+                                        text_heads=2), tokenizer).eval()
+    nn.init.zeros_(model.text_decoder.cls.predictions.transform.LayerNorm.weight)
+    ids, mask = tokenizer.encode(["a picture of crown"], 40)
+    bias = torch.arange(len(tokenizer), dtype=torch.float) / 10
+    model.text_decoder.cls.predictions.bias.data.copy_(bias)
+    crown, end = ids[0, len(model.prompt_ids):].tolist()[0], tokenizer.end_id
+    # Only the bias speaks: 0.9 · (−log p of the target) + 0.1 · mean over the vocabulary.
+    log_p = bias.log_softmax(0)
+    counted = ids[0, len(model.prompt_ids):]
+    expected = -(0.9 * log_p[counted].mean() + 0.1 * log_p.mean())
+    assert crown != end
+    assert model(torch.zeros(1, 3, 32, 32), ids, mask).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("options", [
+    BeamOptions(num_beams=1), BeamOptions(num_beams=3), BeamOptions(num_beams=3, min_length=12),
+    BeamOptions(num_beams=4, repetition_penalty=1.4, length_penalty=0.5, max_length=12),
+    BeamOptions(num_beams=3, repetition_penalty=1.2, num_return=3),
+], ids=["greedy", "beam", "min_length", "penalties", "top 3"])
+def test_captions_equal_the_peers(model, peer, images, tokenizer, options):
+    prompt = torch.tensor([[*model.prompt_ids, tokenizer.end_id]]).repeat(len(images), 1)
+    theirs = peer.generate(
+        pixel_values=images, input_ids=prompt, attention_mask=torch.ones_like(prompt),
+        num_beams=options.num_beams, max_length=options.max_length, min_length=options.min_length,
+        length_penalty=options.length_penalty, repetition_penalty=options.repetition_penalty,
+        num_return_sequences=options.num_return, do_sample=False)
+    ours, _ = beam_search(model, model.encode(images), options)
+    words = [[token for token in row if token not in (tokenizer.pad_id, tokenizer.end_id)]
+             for row in theirs[:, len(model.prompt_ids):].tolist()]
+    assert [ids for picture in ours for ids in picture] == words
+
+
+def test_weights_come_back_from_the_peers_folder(model, peer, tokenizer, tmp_path):
+    peer.save_pretrained(tmp_path)
+    copy = build_captioner(model.config, tokenizer)
+    load_weights(copy, str(tmp_path))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, copy.state_dict()[name]), name
+
+
+def test_sampled_captions_depend_on_their_own_seed_only(model, images):
+    options = NucleusOptions(num_return=3)
+    together = nucleus_sample(model, model.encode(images), options, [1, 2, 3, 4])
+    alone = nucleus_sample(model, model.encode(images[2:3]), options, [3])
+    assert alone[0] == together[2]
+    assert len({tuple(ids) for ids in together[0]}) == 3
+
+
+def test_diverse_beams_start_differently(model, images):
+    options = BeamOptions(num_beams=3, groups=3, num_return=3, diversity=100.0)
+    captions, _ = beam_search(model, model.encode(images), options)
+    assert all(len({ids[0] for ids in picture}) == 3 for picture in captions)
+
+
+def test_gradient_checkpointing_changes_no_gradient(model, images, batch):
+    def gradient() -> torch.Tensor:
+        model.zero_grad()
+        model(images, *batch).backward()
+        return model.visual_encoder.patch_embed.proj.weight.grad.clone()
+    # Dropout off (eval mode), but checkpointing is only active in training mode.
+    quiet = build_captioner(dataclasses.replace(model.config, dropout=0.0), _Tokens(model))
+    quiet.load_state_dict(model.state_dict())
+    model = quiet.train()
+    plain = gradient()
+    model.set_grad_checkpointing()
+    assert torch.allclose(gradient(), plain, atol=1e-7)
+
+
+class _Tokens:
+    """The tokenizer's numbers, as a model remembers them."""
+
+    def __init__(self, model: BlipCaptioner) -> None:
+        self.pad_id, self.end_id, self.size = model.pad_id, model.end_id, model.vocab_size
+        self.prompt = model.prompt_ids
+
+    def __len__(self) -> int:
+        return self.size
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        return self.prompt

@@ -55,10 +55,10 @@ def run_job(job: Job) -> int:
     if not job.log:
         return _exit_code(_run_attached(job))
     stop = Stop(job.grace_s)
-    # With these handlers in place the command starts with the default ones, although the
-    # launcher has made its submitit processes deaf to Ctrl-C.
-    signal.signal(signal.SIGINT, stop.note)
     signal.signal(signal.SIGTERM, stop.note)
+    # Ctrl-C is the launcher's business, which then sends SIGTERM. An empty handler, not SIG_IGN:
+    # that one the command would inherit.
+    signal.signal(signal.SIGINT, lambda signum, frame: None)
     _adopt_orphans()
     with open(os.path.join(job.cwd, job.log), "ab", buffering=0) as log:
         code = _run_logged(job, log, stop)
@@ -183,12 +183,13 @@ def _adopt_orphans() -> None:
 
 
 def _end_leftovers(deadline: float) -> None:
-    """Wait for what the command left running, then kill it."""
-    while descendants(os.getpid()):
-        if time.monotonic() >= deadline:
-            _signal_all(descendants(os.getpid()), signal.SIGKILL)
-            return
+    """Wait for what the command left running, then kill it; bury the dead."""
+    while descendants(os.getpid()) and time.monotonic() < deadline:
         time.sleep(POLL_S)
+    _signal_all(descendants(os.getpid()), signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()
 
 
 def _exit_code(returncode: Optional[int]) -> int:

@@ -19,6 +19,10 @@ from blip_art.files import PathLike
 
 VIT_SIZES = ("tiny", "base", "large")
 METRIC_NAMES = ("bleu", "meteor", "rouge_l", "cider", "spice")
+# What the original project's flat configuration called them.
+_ORIGINAL_NAMES = {"init_lr": "train.lr", "max_epoch": "train.epochs", "image_root": "data.images",
+                   "ann_root": "data.annotations", "coco_gt_root": "data.val_gt",
+                   "vit_grad_ckpt": "train.grad_checkpointing"}
 # The name a metric has in score files; BLEU is four numbers.
 BEST_RULES = {"cider+bleu_4": ("CIDEr", "Bleu_4"), "spice": ("SPICE",), "cider": ("CIDEr",)}
 
@@ -276,6 +280,8 @@ def _build(kind: Any, values: Any, prefix: str, where: str) -> Any:
 
 
 def _nearest(prefix: str, key: str) -> str:
+    if key in _ORIGINAL_NAMES:
+        return f"here it is called '{_ORIGINAL_NAMES[key]}'"
     valid = list(_flat(config_to_dict(Config())))
     # The original's names are flat; a right leaf in the wrong section is the likeliest slip.
     same_leaf = [name for name in valid if name.split(".")[-1] == key]

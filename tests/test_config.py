@@ -42,7 +42,7 @@ def test_differences_name_the_keys():
     ("train: {batch_size: many}", "train.batch_size must be a whole number, not 'many'"),
     ("train: {batchsize: 4}", "unknown key 'train.batchsize'; did you mean 'train.batch_size'?"),
     ("batch_size: 4", "unknown key 'batch_size'; did you mean 'train.batch_size'?"),
-    ("init_lr: 1e-4", "unknown key 'init_lr'; did you mean 'train.lr'?"),
+    ("init_lr: 1e-4", "unknown key 'init_lr'; here it is called 'train.lr'"),
     ("train: {epochs: yes}", "train.epochs must be a whole number, not True"),
     ("train: 3", "'train' must be a section of keys, not 3"),
     ("train: [unclosed", "line 1: not valid YAML"),

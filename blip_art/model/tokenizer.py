@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from string import ascii_lowercase, digits
 
 import torch
 from tokenizers import BertWordPieceTokenizer
@@ -15,8 +16,7 @@ from transformers import BertTokenizerFast
 
 from blip_art.errors import UserError, exit_cleanly
 from blip_art.files import PathLike, written_aside
-
-FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
+from blip_art.model.hub import cached_repository
 
 
 class CaptionTokenizer:
@@ -68,28 +68,23 @@ class CaptionTokenizer:
 
 def _load(name_or_folder: str) -> BertTokenizerFast:
     folder = Path(name_or_folder).expanduser()
-    if folder.is_dir():
-        if not any((folder / name).exists() for name in FILES[:2]):
-            raise UserError(f"tokenizer folder {folder} has no vocab.txt or tokenizer.json")
-        return BertTokenizerFast.from_pretrained(str(folder))
-    try:
-        # Compute nodes have no internet: only the cache is asked, and never waited for.
-        return BertTokenizerFast.from_pretrained(name_or_folder, local_files_only=True)
-    except OSError as error:
-        raise UserError(
-            f"no tokenizer '{name_or_folder}': it is no folder and not in the hub cache; on a "
-            f"machine with internet run 'hf download {name_or_folder} --include {FILES[0]} "
-            f"\"tokenizer*.json\"', or set model.tokenizer to a folder with vocab.txt") from error
+    if not folder.is_dir():
+        folder = cached_repository(name_or_folder, "tokenizer")
+    if not any((folder / name).exists() for name in ("vocab.txt", "tokenizer.json")):
+        raise UserError(f"tokenizer folder {folder} has no vocab.txt or tokenizer.json")
+    return BertTokenizerFast.from_pretrained(str(folder))
 
 
 def train_vocabulary(captions: list[str], folder: PathLike, size: int) -> Path:
     """Train a WordPiece vocabulary on `captions` and write `folder`/vocab.txt.
 
-    The tokens 'no', 'such', 'word' of a text that was never seen fall back to pieces, down to
-    single letters, so that any Latin text stays tokenizable.
+    Words that were never seen fall back to pieces, down to single letters, so the alphabet is
+    always part of it.
     """
     trainer = BertWordPieceTokenizer(lowercase=True)
-    trainer.train_from_iterator(captions, vocab_size=size, min_frequency=1, show_progress=False)
+    spelled = [letter * 2 for letter in ascii_lowercase + digits]  # 'a' and, inside words, '##a'
+    trainer.train_from_iterator([*captions, *spelled], vocab_size=size, min_frequency=1,
+                                show_progress=False)
     vocabulary = sorted(trainer.get_vocab().items(), key=lambda item: item[1])
     target = Path(folder) / "vocab.txt"
     with written_aside(target) as aside:

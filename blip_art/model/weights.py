@@ -20,6 +20,7 @@ from blip_art.errors import UserError
 from blip_art.files import PathLike, read_json, written_aside
 from blip_art.model.captioner import BlipCaptioner
 from blip_art.model.hf import from_hf
+from blip_art.model.hub import cached_repository
 from blip_art.model.unpickle import load_pth
 
 # Parts of BLIP's pre-training and retrieval models that a captioner does not have. Such a file
@@ -94,7 +95,7 @@ def read_state(source: str) -> dict[str, Tensor]:
         if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
             raise UserError(f"{path} holds no model weights (no 'model' entry of tensors)")
         return dict(state)
-    return _read_folder(_cached_repository(source))
+    return _read_folder(cached_repository(source, "weights"))
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
@@ -116,17 +117,6 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no safetensors file or is cut short ({error}); "
                         "fetch or write it again") from error
-
-
-def _cached_repository(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError) as error:
-        raise UserError(f"no weights '{name}': no such file or folder, and not in the hub cache; "
-                        f"on a machine with internet run 'hf download {name}'") from error
 
 
 def _normalized(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""From pictures and notations to annotations, and from annotations to batches."""

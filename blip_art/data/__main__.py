@@ -1,0 +1,125 @@
+"""Data on the command line: prepare annotations, draw the demo data set, check pictures.
+
+    python -m blip_art.data prepare ARCHIVE -o DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from blip_art.data.archive import ARCHIVE_MD5, open_archive
+from blip_art.data.captions import STYLES, Style
+from blip_art.data.datasets import load_pairs, unique_pictures
+from blip_art.data.iconclass import LANGUAGES
+from blip_art.data.prepare import Options, prepare, summary
+from blip_art.data.splits import SPLITS
+from blip_art.errors import exit_cleanly
+
+EXAMPLES = """
+examples:
+  # the original project's annotations (joined, _split and art_gt/), pictures in Dataset/data
+  python -m blip_art.data prepare 779ba2ca9e977c58d818e3823a676973.zip -o annotation --style seed
+  # on a login node that has only data.json
+  python -m blip_art.data prepare data.json -o annotation --pictures none
+  # no book and no caption in both training and test
+  python -m blip_art.data prepare archive/ -o annotation_grouped --split grouped
+  # 2,000 drawn pictures in the archive's format
+  python -m blip_art.data demo -o runs/demo-data/archive
+  # pictures that cannot be decoded
+  python -m blip_art.data check annotation/iconclassTrain.json --images Dataset
+"""
+
+
+def main() -> None:
+    args = _parser().parse_args()
+    args.command(args)
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    images = args.images or Path(args.output).absolute().parent / "Dataset"
+    style = Style(args.style, args.keys == "on", args.parents)
+    archive = open_archive(args.archive, images, args.md5, pictures=args.pictures == "check")
+    options = Options(args.split, style, args.language, args.seed, args.pictures == "check",
+                      args.bad_pictures)
+    manifest = prepare(archive, args.output, options)
+    print(summary(manifest))
+    if archive.images:
+        print(f"pictures: {archive.images} (data.images in the configuration)")
+    print(f"annotations: {args.output}")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from blip_art.data.demo import draw_demo
+    drawn = draw_demo(args.output, args.pictures, args.seed, args.size)
+    done = "drawn" if drawn else "already there"
+    print(f"{args.output}: {args.pictures:,} pictures {done}; next: "
+          f"python -m blip_art.data prepare {args.output} -o DIR")
+
+
+def _check(args: argparse.Namespace) -> None:
+    from blip_art.data.check import check_pictures, refuse_bad
+    from blip_art.data.pictures import find_picture
+    pictures = unique_pictures(load_pairs(args.list))
+    paths = [find_picture(args.images, picture.image) for picture in pictures]
+    bad = check_pictures(paths, args.workers)
+    for path, reason in bad:
+        print(f"{path}: {reason}")
+    refuse_bad(bad, len(paths), "data.bad_pictures=skip")
+    print(f"all {len(paths):,} pictures of {args.list} can be decoded")
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m blip_art.data", formatter_class=formatter,
+        description=(__doc__ or "").splitlines()[0], epilog=EXAMPLES)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_prepare(commands.add_parser(
+        "prepare", help="data.json and pictures to annotations", epilog=EXAMPLES,
+        formatter_class=formatter))
+    demo = commands.add_parser("demo", help="draw a small art data set in the archive's format")
+    demo.add_argument("-o", "--output", required=True, help="folder to write to")
+    demo.add_argument("--pictures", type=int, default=2000, help="how many (default 2000)")
+    demo.add_argument("--size", type=int, default=128, help="pixels a side (default 128)")
+    demo.add_argument("--seed", type=int, default=42, help="other pictures (default 42)")
+    demo.set_defaults(command=_demo)
+    check = commands.add_parser("check", help="find missing and undecodable pictures of a list")
+    check.add_argument("list", metavar="LIST", help="JSON, JSONL or CSV of image and caption")
+    check.add_argument("--images", required=True, help="folder its image entries are relative to")
+    check.add_argument("--workers", type=int, help="processes (default: all cores)")
+    check.set_defaults(command=_check)
+    return parser
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("archive", metavar="ARCHIVE",
+                        help="the zip, the folder it was unpacked to, or data.json")
+    parser.add_argument("-o", "--output", required=True, help="folder for the annotations")
+    parser.add_argument("--split", choices=SPLITS, default="",
+                        help="default: seed (the original's) if all its names are there, "
+                             "else random; grouped keeps books and captions on one side")
+    parser.add_argument("--style", choices=STYLES, default="clean",
+                        help="captions: clean (default), or seed, as the original's")
+    parser.add_argument("--keys", choices=("on", "off"), default="on",
+                        help="texts of keys, '(front view)', in clean captions (default on)")
+    parser.add_argument("--parents", type=int, default=0, metavar="N",
+                        help="texts of N broader notations in clean captions (default 0)")
+    parser.add_argument("--language", choices=LANGUAGES, default="en",
+                        help="language of the texts (default en)")
+    parser.add_argument("--pictures", choices=("check", "none"), default="check",
+                        help="none: do not look at the pictures, nor unpack them")
+    parser.add_argument("--bad-pictures", choices=("fail", "skip"), default="fail",
+                        help="when a picture cannot be decoded (default fail)")
+    parser.add_argument("--images", metavar="DIR",
+                        help="where a zip is unpacked, as DIR/data "
+                             "(default: Dataset beside the output)")
+    parser.add_argument("--seed", type=int, default=42,
+                        help="of the random and grouped splits (default 42)")
+    parser.add_argument("--md5", default=ARCHIVE_MD5,
+                        help="what the zip must have; none takes any (default: the test set's)")
+    parser.set_defaults(command=_prepare)
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

@@ -1,0 +1,137 @@
+"""The Iconclass test set as it is handed out: a zip, its unpacked folder, or data.json alone.
+
+    archive = open_archive("779ba2ca9e977c58d818e3823a676973.zip", images="Dataset")
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional
+
+from blip_art.data.progress import progress
+from blip_art.errors import UserError
+from blip_art.files import PathLike, written_aside
+
+ARCHIVE_MD5 = "779ba2ca9e977c58d818e3823a676973"
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".gif", ".bmp")
+_CHUNK = 1 << 22
+
+
+class Archive(NamedTuple):
+    """What the annotations are made from."""
+
+    notations: Dict[str, List[str]]
+    images: Optional[Path]
+    data_sha256: str
+
+
+def open_archive(path: PathLike, images: PathLike = "Dataset", md5: str = ARCHIVE_MD5,
+                 pictures: bool = True) -> Archive:
+    """Read `data.json`; a zip's pictures are unpacked into `images`/data unless not wanted.
+
+    Args:
+        path: the zip, its unpacked folder, or a data.json.
+        images: where a zip is unpacked; files that are there and whole are kept.
+        md5: what the zip's MD5 must be; 'none' takes any zip.
+        pictures: False reads data.json only.
+
+    Raises:
+        UserError: absent, half or another archive, no data.json in it, or not of its format.
+    """
+    path = Path(path)
+    if path.is_dir():
+        data = _data_in_folder(path)
+        return _parse(data.read_bytes(), str(data), _picture_folder(data, pictures))
+    if not path.is_file():
+        raise UserError(f"no archive at {path}; give the zip, its unpacked folder or data.json")
+    if path.suffix.lower() == ".json":
+        return _parse(path.read_bytes(), str(path), _picture_folder(path, pictures))
+    return _open_zip(path, Path(images), md5, pictures)
+
+
+def _data_in_folder(folder: Path) -> Path:
+    places = [folder / "data.json", *sorted(folder.glob("*/data.json"))]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise UserError(f"no data.json in {folder} or one folder below; "
+                        "give the folder that the archive was unpacked to")
+    return found
+
+
+def _picture_folder(data: Path, pictures: bool) -> Optional[Path]:
+    """Where the pictures lie beside data.json: with it, or in a folder `data`."""
+    for folder in (data.parent, data.parent / "data") if pictures else ():
+        if folder.is_dir() and any(entry.name.lower().endswith(PICTURE_SUFFIXES)
+                                   for entry in os.scandir(folder)):
+            return folder
+    return None
+
+
+def _parse(content: bytes, where: str, images: Optional[Path]) -> Archive:
+    try:
+        records = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{where} is not whole JSON ({error}); fetch it again") from error
+    if not isinstance(records, dict) or not records:
+        raise UserError(f"{where} must map file names to lists of notations")
+    for name, notations in records.items():
+        if not isinstance(notations, list) or not all(isinstance(n, str) for n in notations):
+            raise UserError(f"{where}: '{name}' must have a list of notations, "
+                            f"not {str(notations)[:60]}")
+    return Archive(records, images, hashlib.sha256(content).hexdigest())
+
+
+def _open_zip(path: Path, images: Path, md5: str, pictures: bool) -> Archive:
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} ({path.stat().st_size:,} bytes) is no whole zip file, as after "
+                        "a download that stopped; fetch it again")
+    if md5 != "none":
+        _check_md5(path, md5)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [m for m in archive.infolist() if not m.is_dir()]
+            data = next((m for m in members if os.path.basename(m.filename) == "data.json"), None)
+            if data is None:
+                raise UserError(f"no data.json in {path}: not the Iconclass test set")
+            if pictures:
+                _unpack(archive, members, images / "data")
+            return _parse(archive.read(data), f"{path}:{data.filename}",
+                          images / "data" if pictures else None)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise UserError(f"{path} is damaged ({error}); fetch it again") from error
+
+
+def _check_md5(path: Path, expected: str) -> None:
+    digest = hashlib.md5()
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        chunks = iter(lambda: file.read(_CHUNK), b"")
+        for chunk in progress(chunks, f"checking {path.name}", "blocks", -(-size // _CHUNK)):
+            digest.update(chunk)
+    if digest.hexdigest() != expected:
+        raise UserError(f"{path} has MD5 {digest.hexdigest()}, the archive has {expected}; "
+                        "fetch it again, or give --md5 none if it is another one on purpose")
+
+
+def _unpack(archive: zipfile.ZipFile, members: List[zipfile.ZipInfo], folder: Path) -> None:
+    """Write the pictures that are not there yet, each whole; names lose their folders."""
+    wanted = [m for m in members if m.filename.lower().endswith(PICTURE_SUFFIXES)]
+    for member in progress(wanted, f"unpacking to {folder}", "pictures"):
+        target = folder / os.path.basename(member.filename)
+        if _size(target) == member.file_size:
+            continue
+        content = archive.read(member)
+        with written_aside(target) as aside:
+            aside.write_bytes(content)
+
+
+def _size(path: Path) -> Any:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None

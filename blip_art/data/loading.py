@@ -1,0 +1,65 @@
+"""Data sets for torch's DataLoader whose samples depend on (seed, epoch, index) alone.
+
+    TrainDataset(pairs, "Dataset", 384, "a picture of ", 30, seed=42)[epoch, index]
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import List, Sequence, Tuple
+
+import torch
+from torch.utils.data import Dataset
+
+from blip_art.data.captions import pre_caption
+from blip_art.data.datasets import Pair
+from blip_art.data.pictures import find_picture, read_picture
+from blip_art.data.transforms import eval_transform, train_transform
+from blip_art.files import PathLike
+
+
+class TrainDataset(Dataset[Tuple[torch.Tensor, str]]):
+    """Augmented pictures with one caption each; a picture with several comes several times."""
+
+    def __init__(self, pairs: Sequence[Pair], images_root: PathLike, image_size: int,
+                 prompt: str = "", max_words: int = 30, seed: int = 42) -> None:
+        self.samples: List[Tuple[str, str]] = [
+            (pair.image, prompt + pre_caption(caption, max_words))
+            for pair in pairs for caption in pair.captions]
+        self.images_root, self.seed = images_root, seed
+        self.transform = train_transform(image_size)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: Tuple[int, int]) -> Tuple[torch.Tensor, str]:
+        """The sample `index` as it is in `epoch`: (3, S, S), caption."""
+        epoch, index = key
+        image, caption = self.samples[index]
+        picture = read_picture(find_picture(self.images_root, image))
+        # Only the CPU generator: torch.manual_seed would reseed the GPUs' dropout as well.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
+            return self.transform(picture), caption
+
+
+class PictureDataset(Dataset[Tuple[int, torch.Tensor]]):
+    """Whole pictures with their position, for captioning."""
+
+    def __init__(self, images: Sequence[str], images_root: PathLike, image_size: int) -> None:
+        self.images, self.images_root = list(images), images_root
+        self.transform = eval_transform(image_size)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> Tuple[int, torch.Tensor]:
+        """(position, (3, S, S))."""
+        picture = read_picture(find_picture(self.images_root, self.images[position]))
+        return position, self.transform(picture)
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """A seed that neighbours in epoch or index do not share any bits of."""
+    digest = hashlib.blake2b(f"{seed} {epoch} {index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -1,0 +1,139 @@
+"""An archive's notations to the annotation files of a run, with a manifest of what was done.
+
+    prepare(open_archive("archive/"), "annotation", Options(split="seed", style=Style("seed")))
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+
+from blip_art.data.archive import Archive
+from blip_art.data.captions import Captioner, Captions, Style
+from blip_art.data.datasets import Pair, ground_truth
+from blip_art.data.iconclass import Iconclass
+from blip_art.data.progress import progress
+from blip_art.data.splits import SEED_COUNTS, Split, has_seed_names, split_pictures
+from blip_art.errors import UserError
+from blip_art.files import PathLike, write_json
+
+PARTS = ("Train", "Val", "Test")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `prepare` can be asked for."""
+
+    split: str = ""
+    """seed, random or grouped; '' is seed where all its names are there, else random."""
+    style: Style = field(default_factory=Style)
+    """How texts become captions."""
+    language: str = "en"
+    """Language of the texts."""
+    seed: int = 42
+    """Seed of the random and grouped splits."""
+    check: bool = True
+    """Decode every picture that the annotations name."""
+    bad_pictures: str = "fail"
+    """Pictures that cannot be decoded: 'fail', or 'skip' them."""
+
+
+class Prepared(NamedTuple):
+    """What the annotation files hold, and the manifest beside them."""
+
+    split: Split
+    captions: Dict[str, Captions]
+    manifest: Dict[str, Any]
+
+
+def prepare(archive: Archive, output: PathLike, options: Options) -> Dict[str, Any]:
+    """Write annotations, ground truth and manifest.json to `output`; return the manifest.
+
+    Raises:
+        UserError: bad pictures, no captions at all, or an output folder that refuses writing.
+    """
+    output = Path(output)
+    # The first write tells whether the folder can be written to, before the long work.
+    write_json(output / "manifest.json", {"state": "unfinished; run prepare again"})
+    prepared = annotate(archive, options)
+    for name, part in zip(PARTS, prepared.split):
+        joined = [Pair(f"data/{image}", (prepared.captions[image].joined,), str(number))
+                  for image, number in part]
+        split = [Pair(f"data/{image}", (caption,), str(number))
+                 for image, number in part for caption in prepared.captions[image].split]
+        write_json(output / f"iconclass{name}.json", _records(joined))
+        write_json(output / f"iconclass{name}_split.json", _records(split))
+        if name != "Train":
+            write_json(output / "art_gt" / f"art_{name.lower()}_gt.json", ground_truth(joined))
+    write_json(output / "manifest.json", prepared.manifest, indent=1)
+    return prepared.manifest
+
+
+def annotate(archive: Archive, options: Options) -> Prepared:
+    """Everything but the writing."""
+    captioner = Captioner(Iconclass(options.language), options.style)
+    records = archive.notations
+    captions = {name: captioner.of(notations) for name, notations
+                in progress(records.items(), "notations to captions", "pictures", len(records))}
+    usable = {name: of_one for name, of_one in captions.items() if of_one.joined}
+    kind = options.split or ("seed" if has_seed_names(records) else "random")
+    bad = _bad_pictures(archive, kind, usable, options)
+    usable = {name: of_one for name, of_one in usable.items() if name not in bad}
+    split = split_pictures(kind, {n: c.joined for n, c in usable.items()}, options.seed)
+    chosen = {name: usable[name] for part in split for name, _ in part}
+    manifest = {
+        "split": kind, "seed": options.seed, "language": options.language,
+        "style": asdict(options.style), "iconclass": captioner.iconclass.version,
+        "data_sha256": archive.data_sha256, "records": len(records),
+        "pictures": {name.lower(): len(part) for name, part in zip(PARTS, split)},
+        "captions_split": {name.lower(): sum(len(chosen[image].split) for image, _ in part)
+                           for name, part in zip(PARTS, split)},
+        "notations": sum(captioner.rules.values()), "rules": captioner.rules,
+        "notes": captioner.notes, "unknown_notations": captioner.unknown(),
+        "pictures_without_text": sorted(captions.keys() - usable.keys() - bad.keys()),
+        "pictures_outside_split": sorted(usable.keys() - chosen.keys()),
+        "bad_pictures": bad, "texts": captioner.phrases}
+    return Prepared(split, chosen, manifest)
+
+
+def _bad_pictures(archive: Archive, kind: str, captions: Dict[str, Captions],
+                  options: Options) -> Dict[str, str]:
+    if not options.check:
+        return {}
+    if archive.images is None:
+        raise UserError("no pictures beside data.json; unpack them there, or build annotations "
+                        "without looking at them: --pictures none")
+    # Loaded here because a login node may have no Pillow and prepares with --pictures none.
+    from blip_art.data.check import check_pictures, refuse_bad
+    from blip_art.data.pictures import find_picture
+    wanted = split_pictures(kind, {n: c.joined for n, c in captions.items()}, options.seed)
+    names = [name for part in wanted for name, _ in part]
+    paths = {str(find_picture(archive.images, name)): name for name in names}
+    bad = check_pictures(list(paths))
+    if options.bad_pictures == "fail":
+        refuse_bad(bad, len(paths), "--bad-pictures skip")
+    return {paths[picture.path]: picture.reason for picture in bad}
+
+
+def _records(pairs: Sequence[Pair]) -> List[Dict[str, Any]]:
+    return [{"caption": pair.caption, "image": pair.image, "image_id": pair.image_id}
+            for pair in pairs]
+
+
+def summary(manifest: Dict[str, Any]) -> str:
+    """What a person wants to know, in a few lines."""
+    pictures: Tuple[int, ...] = tuple(manifest["pictures"].values())
+    found = {rule: count for rule, count in manifest["rules"].items() if count}
+    lines = [f"split {manifest['split']}: {pictures[0]:,} train, {pictures[1]:,} val, "
+             f"{pictures[2]:,} test pictures (of {manifest['records']:,} records)"]
+    if manifest["split"] == "seed" and pictures != SEED_COUNTS:
+        lines.append("this is not the whole original split (69,224, 8,653 and 8,653 pictures); "
+                     "see manifest.json")
+    lines.append("notations: " + ", ".join(f"{n:,} {rule}" for rule, n in found.items()))
+    for key, what in (("pictures_without_text", "without text"),
+                      ("pictures_outside_split", "outside the original split"),
+                      ("bad_pictures", "that cannot be decoded")):
+        if manifest[key]:
+            lines.append(f"left out: {len(manifest[key]):,} pictures {what}")
+    return "\n".join(lines)

@@ -1,0 +1,21 @@
+"""A progress bar on stderr where somebody looks at it and tqdm is installed, else nothing.
+
+    for item in progress(items, "checking pictures", "pictures"): ...
+"""
+
+from __future__ import annotations
+
+from typing import Iterable, Iterator, Optional, TypeVar
+
+T = TypeVar("T")
+
+
+def progress(items: Iterable[T], what: str, unit: str,
+             total: Optional[int] = None) -> Iterator[T]:
+    """Yield `items`; the login node may have no tqdm, and a log file needs no bar."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield from items
+    else:
+        yield from tqdm(items, desc=what, unit=f" {unit}", total=total, disable=None)

@@ -1,0 +1,188 @@
+"""Starts the JVM inside a worker process and reaches the tokenizer and METEOR in it.
+
+    java = start(options); list(Tokenizer(java).run(["A cat."])) == [(0, "a cat")]
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+
+import jpype
+
+# pycocoevalcap's list: what it drops after tokenizing.
+PUNCTUATION = frozenset(
+    "'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
+# METEOR's arguments in pycocoevalcap; it reads them from the third on.
+METEOR_ARGUMENTS = ["-", "-", "-stdio", "-l", "en", "-norm"]
+# What Java's String.trim removes.
+JAVA_SPACES = "".join(map(chr, range(33)))
+
+
+class ItemError(NamedTuple):
+    """What an item gets instead of a value when it failed and others need not."""
+
+    why: str
+
+
+Results = Iterator[Tuple[int, Any]]
+
+
+class Java:
+    """A running JVM with the parts' jars behind class loaders of their own."""
+
+    def __init__(self, class_paths: Dict[str, List[str]]) -> None:
+        self._loaders = {part: _class_loader(paths) for part, paths in class_paths.items()
+                         if part != "meteor"}
+
+    def find(self, part: str, name: str) -> Any:
+        """A class of "meteor" (the system's class path), "ptb" or "spice"."""
+        return jpype.JClass(name, loader=self._loaders.get(part))
+
+
+def start(libjvm: str, options: Sequence[str], class_paths: Dict[str, List[str]]) -> Java:
+    """Start the JVM; possible once in the life of a process."""
+    jpype.startJVM(libjvm, *options, classpath=class_paths["meteor"], convertStrings=False)
+    return Java(class_paths)
+
+
+def _class_loader(paths: Sequence[str]) -> Any:
+    urls = [jpype.JClass("java.io.File")(path).toURI().toURL() for path in paths]
+    loader = jpype.JClass("java.net.URLClassLoader")
+    platform = jpype.JClass("java.lang.ClassLoader").getSystemClassLoader().getParent()
+    return loader(jpype.JArray(jpype.JClass("java.net.URL"))(urls), platform)
+
+
+def field_of(thing: Any, name: str) -> Any:
+    """The value of a field that is not public."""
+    return _opened(thing.getClass().getDeclaredField(name)).get(thing)
+
+
+def method_of(java_class: Any, name: str, *types: Any) -> Any:
+    """A method that is not public, to be called as `method.invoke(thing, ...)`."""
+    return _opened(java_class.class_.getDeclaredMethod(name, *(kind.class_ for kind in types)))
+
+
+def _opened(member: Any) -> Any:
+    member.setAccessible(True)
+    return member
+
+
+def java_error(error: Any) -> str:
+    """A Java exception in one line."""
+    return str(error.toString()).split("\n")[0]
+
+
+def in_threads(work: Callable[[Any], Any], items: Sequence[Any], threads: int) -> Results:
+    """(index, work(item)) as each is done, started in order; a Java error becomes an ItemError."""
+    def guarded(index: int) -> Tuple[int, Any]:
+        try:
+            return index, work(items[index])
+        except jpype.JException as error:
+            return index, ItemError(java_error(error))
+
+    # Only a few are in flight, so that a long list does not become a long list of futures.
+    with ThreadPoolExecutor(threads) as pool:
+        waiting, running = iter(range(len(items))), set()
+        for index in waiting:
+            running.add(pool.submit(guarded, index))
+            if len(running) > 2 * threads:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        for future in running:
+            yield future.result()
+
+
+class Tokenizer:
+    """Penn Treebank tokens, lower case, without punctuation: what every metric reads.
+
+    Text by text: pycocoevalcap sends a whole file, where a stray line break shifts all later
+    captions, and where a last word such as "T.V." is split by how the next caption begins (6 of
+    211,307 COCO and Iconclass captions have other tokens for that reason).
+    """
+
+    def __init__(self, java: Java, threads: int = 1) -> None:
+        self._tokenizer = java.find("ptb", "edu.stanford.nlp.process.PTBTokenizer")
+        self._tokens = java.find("ptb", "edu.stanford.nlp.process.WordTokenFactory")()
+        self._sentence = java.find("ptb", "edu.stanford.nlp.ling.Sentence")
+        self._reader = jpype.JClass("java.io.StringReader")
+        self._english = jpype.JClass("java.util.Locale").ENGLISH
+
+    def run(self, texts: Sequence[str]) -> Results:
+        return ((index, self._tokenize(text)) for index, text in enumerate(texts))
+
+    def _tokenize(self, text: str) -> str:
+        words = self._tokenizer(self._reader(text), self._tokens, "").tokenize()
+        line = str(self._sentence.listToString(words).toLowerCase(self._english))
+        return " ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION)
+
+
+class Meteor:
+    """METEOR 1.5 (Denkowski and Lavie 2014) with pycocoevalcap's arguments."""
+
+    def __init__(self, java: Java, threads: int = 1) -> None:
+        arguments = jpype.JArray(jpype.JString)(METEOR_ARGUMENTS)
+        properties = java.find("meteor", "Meteor").createPropertiesFromArgs(arguments, 2)
+        package = "edu.cmu.meteor.scorer."
+        configuration = java.find("meteor", package + "MeteorConfiguration")(properties)
+        self._stats = java.find("meteor", package + "MeteorStats")
+        self._list = jpype.JClass("java.util.ArrayList")
+        scorer_class = java.find("meteor", package + "MeteorScorer")
+        self._scorer = scorer_class(configuration)
+        # A scorer is for one thread; copies share the tables.
+        self._scorers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(threads):
+            self._scorers.put(scorer_class(self._scorer))
+        self._threads = threads
+
+    def run(self, pairs: Sequence[Tuple[str, List[str]]]) -> Results:
+        """The statistics of each (caption, references), as METEOR writes them down."""
+        return in_threads(self._align, pairs, self._threads)
+
+    def _align(self, pair: Tuple[str, List[str]]) -> str:
+        caption, references = (_on_a_line(pair[0]).replace("  ", " ").strip(JAVA_SPACES),
+                               [_on_a_line(text).strip(JAVA_SPACES) for text in pair[1]])
+        scorer = self._scorers.get()
+        try:
+            return str(scorer.getMeteorStats(caption, self._list(references)).toString())
+        finally:
+            self._scorers.put(scorer)
+
+    def evaluate(self, batches: Sequence[Sequence[str]]) -> Results:
+        """(score of all, scores of each) for each list of statistics."""
+        for index, lines in enumerate(batches):
+            total, scores = self._stats(), []
+            for line in lines:
+                stats = self._stats(line)
+                self._scorer.computeMetrics(stats)
+                scores.append(float(stats.score))
+                total.addStats(stats)
+            self._scorer.computeMetrics(total)
+            yield index, (float(total.score), scores)
+
+
+def _on_a_line(text: str) -> str:
+    """Without the mark that separates texts on pycocoevalcap's line to METEOR."""
+    return text.replace("|||", "")
+
+
+def service(java: Java, class_paths: Dict[str, List[str]], threads: int) -> Callable[[str], Any]:
+    """Operations by name; each part of Java is loaded when it is first asked for."""
+    from blip_art.score.java_spice import SpiceParser, SpiceScorer
+
+    parts: Dict[Any, Any] = {}
+    lock = threading.Lock()
+
+    def part(kind: Any) -> Any:
+        with lock:
+            if kind not in parts:
+                parts[kind] = kind(java, threads)
+            return parts[kind]
+
+    operations: Dict[str, Callable[[], Any]] = {
+        "tokenize": lambda: part(Tokenizer).run, "meteor": lambda: part(Meteor).run,
+        "meteor_evaluate": lambda: part(Meteor).evaluate, "parse": lambda: part(SpiceParser).run,
+        "spice": lambda: part(SpiceScorer).run}
+    return lambda name: operations[name]()

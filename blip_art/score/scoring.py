@@ -1,0 +1,113 @@
+"""Scores captions against references with every metric asked for; one that fails stands alone.
+
+    scores = score({"1": ["a cat sits"]}, {"1": "a cat"}, ["bleu", "cider"]); scores.to_json()
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, Dict, List, Mapping, Sequence
+
+from blip_art.config import METRIC_NAMES
+from blip_art.errors import UserError
+from blip_art.score import corenlp
+from blip_art.score.coco import Pairs, paired
+from blip_art.score.engine import Engine
+from blip_art.score.metrics import METRICS, Outcome, category_scores
+from blip_art.score.workers import MetricFailed
+
+
+@dataclass
+class Scores:
+    """Everything that is known about one set of captions."""
+
+    pictures: int
+    metrics: Dict[str, float] = field(default_factory=dict)
+    """Values of the whole set: Bleu_1 to Bleu_4, METEOR, ROUGE_L, CIDEr, SPICE."""
+    per_image: Dict[str, Dict[str, float]] = field(default_factory=dict)
+    """The same by picture."""
+    spice_categories: Dict[str, float] = field(default_factory=dict)
+    """SPICE of objects, attributes, relations, numbers, colours and sizes alone."""
+    spice_counts: Dict[str, Dict[str, List[int]]] = field(default_factory=dict)
+    """By picture and category: true positives, false positives, false negatives."""
+    seconds: Dict[str, float] = field(default_factory=dict)
+    versions: Dict[str, str] = field(default_factory=dict)
+    failed: Dict[str, str] = field(default_factory=dict)
+    """Metrics that could not be computed, and why."""
+
+    def to_json(self) -> Dict[str, Any]:
+        """The layout of a score file, without its split and epoch."""
+        return {"pictures": self.pictures, "metrics": self.metrics, "failed": self.failed,
+                "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+                "versions": self.versions, "spice_categories": self.spice_categories,
+                "per_image": self.per_image, "spice_counts": self.spice_counts}
+
+
+def score(references: Mapping[Any, Sequence[str]], captions: Mapping[Any, str],
+          metrics: Sequence[str] = METRIC_NAMES, *, subset: bool = False,
+          **engine_options: Any) -> Scores:
+    """Score one set of captions; see Engine for the options.
+
+    Raises:
+        UserError: unknown metric, pictures that do not match, no Java, no CoreNLP for SPICE.
+    """
+    with Engine(**engine_options) as engine:
+        return score_with(engine, references, captions, metrics, subset=subset)
+
+
+def score_with(engine: Engine, references: Mapping[Any, Sequence[str]],
+               captions: Mapping[Any, str], metrics: Sequence[str] = METRIC_NAMES, *,
+               subset: bool = False) -> Scores:
+    """The same with an engine that stays, so that a second set's references cost nothing."""
+    for name in metrics:
+        if name not in METRICS:
+            raise UserError(f"unknown metric '{name}'; there are {', '.join(METRICS)}")
+    pairs = paired(references, captions, subset)
+    if "spice" in metrics:
+        engine.require_corenlp()
+    scores = Scores(pictures=len(pairs.ids), versions=_versions(engine))
+    for key in pairs.ids:
+        scores.per_image[key] = {}
+    began = time.monotonic()
+    try:
+        texts = _tokenized(pairs, engine)
+    except MetricFailed as error:
+        scores.failed = {name: f"tokenizer: {error}" for name in metrics}
+        return scores
+    scores.seconds["tokenize"] = time.monotonic() - began
+    for name in METRICS:
+        if name in metrics:
+            _add(scores, name, texts, engine)
+    return scores
+
+
+def _tokenized(pairs: Pairs, engine: Engine) -> Pairs:
+    lines = iter(engine.tokenize([*pairs.captions, *(t for texts in pairs.references
+                                                     for t in texts)]))
+    captions = [next(lines) for _ in pairs.captions]
+    return Pairs(pairs.ids, captions, [[next(lines) for _ in texts] for texts in pairs.references])
+
+
+def _add(scores: Scores, name: str, texts: Pairs, engine: Engine) -> None:
+    began = time.monotonic()
+    try:
+        outcome: Outcome = METRICS[name](texts, engine)
+    except MetricFailed as error:
+        scores.failed[name] = str(error)
+        return
+    finally:
+        scores.seconds[name] = time.monotonic() - began
+    scores.metrics.update(outcome.corpus)
+    for label, values in outcome.per_image.items():
+        for key, value in zip(texts.ids, values):
+            scores.per_image[key][label] = value
+    if outcome.counts is not None:
+        scores.spice_counts = dict(zip(texts.ids, outcome.counts))
+        scores.spice_categories = category_scores(outcome.counts)
+
+
+def _versions(engine: Engine) -> Dict[str, str]:
+    return {"pycocoevalcap": version("pycocoevalcap"), "java": engine.java_version,
+            "corenlp": corenlp.VERSION, "jpype1": version("jpype1")}

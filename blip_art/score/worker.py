@@ -1,0 +1,97 @@
+"""The process that holds a JVM: reads requests as JSON lines, answers as items are done.
+
+    python -m blip_art.score.worker SETUP_JSON      (started by blip_art.score.workers)
+
+A JVM cannot be started twice in a process, and one that hangs or dies takes its process with it;
+so it has one of its own. Request: {"do": name, "items": [...]}. Answers: {"java": version} once,
+then {"values": [[index, value], ...], "errors": [[index, why], ...]}, at the end {"done": true}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from typing import Any, BinaryIO, Dict, List
+
+FLUSH_S = 0.2
+
+
+def main() -> None:
+    """Serve until stdin closes: then whoever asked is gone, however it went."""
+    setup = json.loads(sys.argv[1])
+    answers = _take_stdout()
+    _leave_signals_to_the_parent()
+    requests: queue.SimpleQueue[Dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
+
+    from blip_art.score import java_side
+
+    java = java_side.start(setup["libjvm"], setup["options"], setup["class_paths"])
+    operation = java_side.service(java, setup["class_paths"], setup["threads"])
+    outbox = Outbox(answers)
+    outbox.send({"java": setup["version"]})
+    while True:
+        request = requests.get()
+        for index, value in operation(request["do"])(request["items"]):
+            outbox.add(index, value)
+        outbox.flush()
+        outbox.send({"done": True})
+
+
+def _take_stdout() -> BinaryIO:
+    """Keep stdout for answers alone; what Java prints there goes to stderr."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return answers
+
+
+def _leave_signals_to_the_parent() -> None:
+    """Slurm and Ctrl-C signal every process of a job; the parent decides what they mean."""
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _read_requests(requests: queue.SimpleQueue[Dict[str, Any]]) -> None:
+    for line in sys.stdin.buffer:
+        requests.put(json.loads(line))
+    # Java threads would outlive an orderly exit.
+    os._exit(0)
+
+
+class Outbox:
+    """Answers, gathered for a moment: one line for each of 100,000 tokenized texts is slow."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._values: List[Any] = []
+        self._errors: List[Any] = []
+        self._flushed = time.monotonic()
+
+    def add(self, index: int, value: Any) -> None:
+        from blip_art.score.java_side import ItemError
+
+        if isinstance(value, ItemError):
+            self._errors.append((index, value.why))
+        else:
+            self._values.append((index, value))
+        if time.monotonic() - self._flushed > FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        self._flushed = time.monotonic()
+        if self._values or self._errors:
+            self.send({"values": self._values, "errors": self._errors})
+            self._values, self._errors = [], []
+
+    def send(self, message: Dict[str, Any]) -> None:
+        self._file.write(json.dumps(message).encode() + b"\n")
+        self._file.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -31,15 +31,15 @@ class BadPicture(NamedTuple):
 
 def check_pictures(paths: Sequence[PathLike], workers: Optional[int] = None) -> List[BadPicture]:
     """Decode every picture, in parallel and with a progress bar; return the bad ones, in order."""
-    paths = [os.fspath(path) for path in paths]
+    files = [os.fspath(path) for path in paths]
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    if workers < 2 or len(paths) < _WORTH_PROCESSES:
-        return _bad(progress(map(_check, paths), "checking pictures", "pictures", len(paths)))
+    if workers < 2 or len(files) < _WORTH_PROCESSES:
+        return _bad(progress(map(_check, files), "checking pictures", "pictures", len(files)))
     # fork: the children decode and nothing else, and a fresh interpreter would import torch.
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        results = pool.map(_check, paths, chunksize=64)
-        return _bad(progress(results, "checking pictures", "pictures", len(paths)))
+        results = pool.map(_check, files, chunksize=64)
+        return _bad(progress(results, "checking pictures", "pictures", len(files)))
 
 
 def refuse_bad(bad: Sequence[BadPicture], total: int, skip_with: str) -> None:

@@ -83,7 +83,7 @@ def annotate(archive: Archive, options: Options) -> Prepared:
     split = split_pictures(kind, {n: c.joined for n, c in usable.items()}, options.seed)
     chosen = {name: usable[name] for part in split for name, _ in part}
     manifest = {
-        "split": kind, "seed": options.seed, "language": options.language,
+        "split": kind, "split_by_default": not options.split, "seed": options.seed, "language": options.language,
         "style": asdict(options.style), "iconclass": captioner.iconclass.version,
         "data_sha256": archive.data_sha256, "records": len(records),
         "pictures": {name.lower(): len(part) for name, part in zip(PARTS, split)},
@@ -125,7 +125,9 @@ def summary(manifest: Dict[str, Any]) -> str:
     """What a person wants to know, in a few lines."""
     pictures: Tuple[int, ...] = tuple(manifest["pictures"].values())
     found = {rule: count for rule, count in manifest["rules"].items() if count}
-    lines = [f"split {manifest['split']}: {pictures[0]:,} train, {pictures[1]:,} val, "
+    why = " (not all of the original's pictures are here)" if manifest["split_by_default"] and \
+        manifest["split"] == "random" else ""
+    lines = [f"split {manifest['split']}{why}: {pictures[0]:,} train, {pictures[1]:,} val, "
              f"{pictures[2]:,} test pictures (of {manifest['records']:,} records)"]
     if manifest["split"] == "seed" and pictures != SEED_COUNTS:
         lines.append("this is not the whole original split (69,224, 8,653 and 8,653 pictures); "

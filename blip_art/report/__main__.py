@@ -15,8 +15,7 @@ from blip_art.report.examples import choose_galleries
 from blip_art.report.page import Figure, RunFiles, render
 from blip_art.report.tables import Run, read_runs, write_tables
 
-NO_PLOTS = ("plots: matplotlib is not installed here; run it inside the image "
-            "(launch.py collect only needs the tables)")
+NO_PLOTS = "plots: matplotlib is not installed here; run it inside the image"
 
 EPILOG = """\
 examples:
@@ -55,12 +54,14 @@ def build(runs: Sequence[Run], out: str, seed: int = 0) -> Path:
     """Write the whole report into `out`; return the path of the page."""
     folder = Path(out)
     write_tables(runs, folder)
-    figures, no_plots = draw_figures(runs, folder)
     galleries, no_pictures = choose_galleries(runs, seed)
+    figures, no_plots = draw_figures(runs, folder)
     files = [RunFiles(run.name, _text(run.folder.config), _text(run.folder.manifest))
              for run in runs]
     page = folder / "index.html"
-    write_text(page, render(runs, figures, galleries, files, no_plots + no_pictures))
+    html = render(runs, figures, galleries, files, no_plots + no_pictures)
+    # JSON can carry half a surrogate pair, which no encoding can; it is shown as '?'.
+    write_text(page, html.encode("utf-8", "replace").decode("utf-8"))
     return page
 
 

@@ -7,20 +7,21 @@ Pictures are shown when the run's configuration leads to them and Pillow is inst
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 import random
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
-from blip_art.config import DataConfig, load_config
+from blip_art.config import load_config
+from blip_art.data.datasets import load_pairs
 from blip_art.errors import UserError
-from blip_art.files import read_json, read_jsonl
-from blip_art.report.tables import Run, comparable_groups
+from blip_art.files import PathLike, read_json
+from blip_art.report.tables import Run, comparable_groups, numbers
 from blip_art.report.words import metric_title
 
 SAMPLES = 12
+# A sweep would fill the page: captions of its best runs are enough to read.
+MAX_RUNS = 6
 EXTREMES = 4
 THUMBNAIL_PIXELS = 320
 HEADLINE_METRICS = ("SPICE", "CIDEr")
@@ -66,22 +67,32 @@ def choose_galleries(runs: Sequence[Run], seed: int = 0) -> Tuple[List[Gallery],
     missing: List[str] = []
     groups = comparable_groups(runs)
     for group in groups:
-        shown = [c for c in (_captioned(run, missing) for run in group) if c]
+        ranked = sorted(group, key=_rank)[:MAX_RUNS]
+        shown = [c for c in (_captioned(run, missing) for run in group if run in ranked) if c]
         references = _references(group[0])
         if not shown:
             continue
         pictures = _Thumbnails(group, missing)
         names = ", ".join(c.run.name for c in shown)
+        left_out = f"; of the {MAX_RUNS} best of {len(group)} runs" * (len(group) > MAX_RUNS)
         ids = sorted(set(references) or {i for c in shown for i in c.captions})
         chosen = sorted(random.Random(seed).sample(ids, min(SAMPLES, len(ids))), key=ids.index)
+        which = f"all {len(ids)} val pictures; " if len(ids) == len(chosen) else (
+            f"{len(chosen)} of {len(ids)} val pictures, chosen at random (seed {seed}); ")
         galleries.append(Gallery(
             "Captions" if len(groups) == 1 else f"Captions: {names}",
-            f"{len(chosen)} of {len(ids)} val pictures, chosen at random (seed {seed}); "
-            + "; ".join(f"{c.run.name}: epoch {c.epoch:02d}" for c in shown),
+            which + "; ".join(f"{c.run.name}: epoch {c.epoch:02d}" for c in shown)
+            + left_out,
             tuple(_example(i, shown, references, pictures) for i in chosen)))
         for one in shown:
             galleries += _extremes(one, references, pictures)
     return galleries, missing
+
+
+def _rank(run: Run) -> float:
+    """Runs in order of the value their best epoch was chosen by; runs without one last."""
+    value = run.best.value if run.best else None
+    return float("inf") if value is None else -value
 
 
 def _captioned(run: Run, missing: List[str]) -> Optional[_Captioned]:
@@ -102,8 +113,9 @@ def _captioned(run: Run, missing: List[str]) -> Optional[_Captioned]:
         raise UserError(f"{path} must be a list of {{image_id, caption}}; "
                         "caption the epoch again") from error
     scores = run.folder.scores("val", epoch)
-    per_image = read_json(scores).get("per_image") if scores.exists() else None
-    return _Captioned(run, epoch, captions, per_image if isinstance(per_image, dict) else {})
+    per_image = (read_json(scores).get("per_image") or {}) if scores.exists() else {}
+    return _Captioned(run, epoch, captions, {
+        str(i): numbers(values, f"'per_image' of {scores}") for i, values in per_image.items()})
 
 
 def _references(run: Run) -> Dict[str, Tuple[str, ...]]:
@@ -118,8 +130,8 @@ def _example(image_id: str, shown: Iterable[_Captioned], references: Dict[str, T
              pictures: _Thumbnails) -> Example:
     return Example(image_id, pictures.of(image_id), references.get(image_id, ()), tuple(
         Caption(one.run.name, one.captions.get(image_id), {
-            m: one.per_image[image_id][m] for m in HEADLINE_METRICS
-            if isinstance(one.per_image.get(image_id, {}).get(m), (int, float))})
+            metric: one.per_image[image_id][metric] for metric in HEADLINE_METRICS
+            if metric in one.per_image.get(image_id, {})})
         for one in shown))
 
 
@@ -128,7 +140,7 @@ def _extremes(one: _Captioned, references: Dict[str, Tuple[str, ...]],
     """The pictures that scored highest and lowest, by SPICE or else by CIDEr."""
     for metric in HEADLINE_METRICS:
         values = {i: s[metric] for i, s in one.per_image.items()
-                  if isinstance(s.get(metric), (int, float)) and i in one.captions}
+                  if metric in s and i in one.captions}
         ranked = sorted(values, key=lambda i: (-values[i], i))
         count = min(EXTREMES, len(ranked) // 2)
         if count:
@@ -141,74 +153,57 @@ def _extremes(one: _Captioned, references: Dict[str, Tuple[str, ...]],
 
 
 class _Thumbnails:
-    """Small JPEGs by image id; quietly none where the pictures are not."""
+    """Small JPEGs by image id; none where the pictures are not, and the reason is named."""
 
     def __init__(self, runs: Sequence[Run], missing: List[str]) -> None:
         self._missing, self._name = missing, runs[0].name
         self._made: Dict[str, Optional[bytes]] = {}
-        self._paths: Dict[str, List[Path]] = {}
+        self._images: Dict[str, str] = {}
+        config = runs[0].folder.config
         try:
-            from PIL import Image  # noqa: F401
+            from blip_art.data import pictures  # noqa: F401
         except ImportError:
-            missing.append(f"{self._name}: pictures are not shown, Pillow is not installed; "
-                           "run the report inside the image")
+            self._name_hole("Pillow and NumPy are not installed here; run it inside the image")
+            return
+        if not config.exists():
+            self._name_hole("there is no config.yaml that says where they are")
             return
         try:
-            self._paths = picture_paths(load_config(runs[0].folder.config).data)
+            data = load_config(config).data
+            pairs = load_pairs(Path(data.annotations, data.val), "val")
         except UserError as error:
-            missing.append(f"{self._name}: pictures are not shown: {error}")
+            self._name_hole(str(error))
+            return
+        self._root = data.images
+        self._images = {str(pair.image_id): pair.image for pair in pairs}
+
+    def _name_hole(self, why: str) -> None:
+        self._missing.append(f"{self._name}: pictures are not shown: {why}")
 
     def of(self, image_id: str) -> Optional[bytes]:
         """The thumbnail, made once; a picture that is not there or not whole is named once."""
-        if image_id not in self._made and self._paths:
-            path = next((p for p in self._paths.get(image_id, ()) if p.is_file()), None)
-            self._made[image_id] = thumbnail(path) if path else None
-            if self._made[image_id] is None:
-                self._missing.append(f"{self._name}: picture of {image_id}: "
-                                     + (f"{path} cannot be read" if path else "not found"))
+        if image_id not in self._made and self._images:
+            try:
+                self._made[image_id] = thumbnail(self._root, self._images[image_id])
+            except KeyError:
+                self._missing.append(f"{self._name}: picture of {image_id}: not in the val list")
+                self._made[image_id] = None
+            except UserError as error:
+                self._missing.append(f"{self._name}: picture of {image_id}: {error}")
+                self._made[image_id] = None
         return self._made.get(image_id)
 
 
-def picture_paths(data: DataConfig) -> Dict[str, List[Path]]:
-    """Where the picture of each val image_id may be: as the pairs say, or by its bare name.
+def thumbnail(images_root: PathLike, entry: str) -> bytes:
+    """A JPEG of a picture, upright and at most THUMBNAIL_PIXELS a side.
 
     Raises:
-        UserError: the pair file is absent or no list of {image, image_id}.
+        UserError: the picture is missing or damaged.
     """
-    pairs = Path(data.annotations) / data.val
-    paths: Dict[str, List[Path]] = {}
-    for row in _read_pairs(pairs):
-        if not isinstance(row, dict) or not row.get("image"):
-            raise UserError(f"{pairs} must hold pairs with an 'image'")
-        image = Path(str(row["image"]))
-        paths[str(row.get("image_id", image))] = [Path(data.images) / image,
-                                                  Path(data.images) / image.name]
-    return paths
+    from blip_art.data.pictures import find_picture, read_picture
 
-
-def _read_pairs(path: Path) -> List[Any]:
-    if not path.exists():
-        raise UserError(f"no pairs at {path}; run the report where the training ran")
-    if path.suffix == ".jsonl":
-        return read_jsonl(path)
-    if path.suffix == ".csv":
-        return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
-    value = read_json(path)
-    if not isinstance(value, list):
-        raise UserError(f"{path} must hold a list, not {json.dumps(value)[:40]}")
-    return value
-
-
-def thumbnail(path: Path) -> Optional[bytes]:
-    """A JPEG of at most THUMBNAIL_PIXELS a side, upright; None if the picture is damaged."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            small = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-    small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    picture = read_picture(find_picture(images_root, entry))
+    picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     out = io.BytesIO()
-    small.save(out, format="JPEG", quality=82, optimize=True)
+    picture.save(out, format="JPEG", quality=82, optimize=True)
     return out.getvalue()

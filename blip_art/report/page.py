@@ -19,7 +19,7 @@ from blip_art.report.tables import (
     metric_names,
     splits_of,
 )
-from blip_art.report.words import NOTHING, duration, metric_title, number, rate, rule_title
+from blip_art.report.words import DIGITS, NOTHING, duration, metric_title, number, rate, rule_title
 
 NOT_COMPARABLE = ("These runs don't compare on {split}: their references differ. Joined and split "
                   "scores compare only on the same set. The tables and bold values keep the "
@@ -101,15 +101,15 @@ def _headline(runs: Sequence[Run], split: str) -> str:
     metrics = metric_names(runs, split)
     head = "".join(f"<th>{escape(title)}</th>" for title in
                    ("state", "trained", "best epoch", "time", *map(metric_title, metrics)))
-    rows = "\n".join(_group_rows(group, split, metrics)
-                     for group in comparable_groups(runs, split))
+    bodies = "\n".join(f"<tbody>\n{_group_rows(group, split, metrics)}\n</tbody>"
+                       for group in comparable_groups(runs, split))
     note = ("Scores at the best epoch, chosen on val. Bold is the highest of the runs that "
             "compare and of the floor, which gives every picture the most frequent caption."
             if metrics else "Nothing is scored yet.")
     return (f"<h2>Results on {escape(split)}</h2>\n"
             f'<p class="soft">{note}</p>\n<div class="scroll"><table>\n'
             f'<thead><tr><th class="name">run</th>{head}</tr></thead>\n'
-            f"<tbody>\n{rows}\n</tbody>\n</table></div>")
+            f"{bodies}\n</table></div>")
 
 
 def _group_rows(group: Sequence[Run], split: str, metrics: Sequence[str]) -> str:
@@ -119,21 +119,34 @@ def _group_rows(group: Sequence[Run], split: str, metrics: Sequence[str]) -> str
         floor = run.floors.get(split)
         if floor and floor not in floors:
             floors.append(floor)
-    scored = [*(run.best_scores(split) for run in group), *floors]
-    tops = {m: max((round(s.metrics[m], 3) for s in scored if s and m in s.metrics), default=None)
-            for m in metrics}
-
-    def cells(scores: Optional[Scores]) -> str:
-        values = [scores.metrics.get(m) if scores else None for m in metrics]
-        return "".join(
-            f"<td><b>{number(v)}</b></td>" if v is not None and round(v, 3) == tops[m]
-            else f"<td>{number(v)}</td>" for m, v in zip(metrics, values))
-
-    rows = [f"<tr><th>{escape(run.name)}</th>{_state_cells(run)}{cells(run.best_scores(split))}"
-            "</tr>" for run in group]
+    best = {run.name: run.best_scores(split) for run in group}
+    tops = {m: _top(m, list(best.values()), floors) for m in metrics}
+    rows = [f"<tr><th>{escape(run.name)}</th>{_state_cells(run)}"
+            f"{_value_cells(best[run.name], tops)}</tr>" for run in group]
     rows += [f'<tr class="floor"><th>floor<small>“{escape(floor.caption)}”</small></th>'
-             f'<td colspan="4"></td>{cells(floor)}</tr>' for floor in floors]
+             f'<td colspan="4"></td>{_value_cells(floor, tops)}</tr>' for floor in floors]
     return "\n".join(rows)
+
+
+def _top(metric: str, best: Sequence[Optional[Scores]],
+         floors: Sequence[Scores]) -> Optional[float]:
+    """The highest value as it is shown; None if no run has one, so that no floor wins alone."""
+    values = [round(s.metrics[metric], DIGITS) for s in best if s and metric in s.metrics]
+    rivals = [round(s.metrics[metric], DIGITS) for s in floors if metric in s.metrics]
+    return max(values + rivals) if values else None
+
+
+def _value_cells(scores: Optional[Scores], tops: Dict[str, Optional[float]]) -> str:
+    cells = []
+    for metric, top in tops.items():
+        value = scores.metrics.get(metric) if scores else None
+        if value is None:
+            cells.append('<td class="hole">missing</td>' if scores else f"<td>{NOTHING}</td>")
+        elif round(value, DIGITS) == top:
+            cells.append(f"<td><b>{number(value)}</b></td>")
+        else:
+            cells.append(f"<td>{number(value)}</td>")
+    return "".join(cells)
 
 
 def _state_cells(run: Run) -> str:

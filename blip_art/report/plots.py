@@ -14,9 +14,10 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from blip_art.report.tables import Run, comparable_groups, metric_names, splits_of
+from blip_art.report.tables import Run, metric_names, splits_of
 from blip_art.report.words import metric_title, metric_unit
 
 # Okabe and Ito's palette, whose hues people with any colour vision tell apart, without its
@@ -24,7 +25,8 @@ from blip_art.report.words import metric_title, metric_unit
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DARK_COLOURS = ("#4FA8DC", "#F08A4B", "#2FBF95", "#DE9CC0", "#F2B84B", "#8CCBF2")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-WIDTH_INCH, HEIGHT_INCH, DPI = 5.2, 3.3, 160
+WIDTH_INCH, HEIGHT_INCH, LEGEND_ROW_INCH, DPI = 4.6, 3.0, 0.2, 180
+LEGEND_COLUMNS = 3
 
 
 class Plot(NamedTuple):
@@ -79,15 +81,12 @@ def _loss_curves(runs: Sequence[Run]) -> List[Curve]:
 
 
 def _metric_curves(runs: Sequence[Run], split: str, metric: str) -> List[Curve]:
-    curves: List[Curve] = []
-    shared = len(comparable_groups(runs, split)) == 1
+    curves = []
     for run in runs:
         points = {e.epoch: e.scores[split].metrics[metric] for e in run.epochs
                   if split in e.scores and metric in e.scores[split].metrics}
         floor = run.floors[split].metrics.get(metric) if split in run.floors else None
-        # Equal references have equal floors unless the constant captions differ.
-        drawn = any(c.floor == floor for c in curves) and shared
-        curves.append(_curve(run, points, None if drawn else floor))
+        curves.append(_curve(run, points, floor))
     return curves
 
 
@@ -104,8 +103,9 @@ def _plot(name: str, title: str, unit: str, curves: Sequence[Curve]) -> Optional
 
 
 def _png(title: str, unit: str, curves: Sequence[Curve], ink: Ink) -> bytes:
-    figure = Figure(figsize=(WIDTH_INCH, HEIGHT_INCH), dpi=DPI, facecolor=ink.paper,
-                    layout="constrained")
+    legend_rows = -(-len(curves) // LEGEND_COLUMNS) if len(curves) > 1 else 0
+    figure = Figure(figsize=(WIDTH_INCH, HEIGHT_INCH + LEGEND_ROW_INCH * legend_rows), dpi=DPI,
+                    facecolor=ink.paper, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     _prepare(axes, title, unit, ink)
@@ -113,10 +113,10 @@ def _png(title: str, unit: str, curves: Sequence[Curve], ink: Ink) -> bytes:
         _draw_curve(axes, curve, place, ink, alone=len(curves) == 1)
     _draw_floors(axes, curves, ink)
     _set_limits(axes, curves)
-    if len(curves) > 1:
-        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=min(3, len(curves)),
-                    frameon=False, fontsize=8.5, labelcolor=ink.text, borderaxespad=0,
-                    handlelength=1.8, columnspacing=1.4)
+    if legend_rows:
+        figure.legend(loc="outside lower left", ncols=min(LEGEND_COLUMNS, len(curves)),
+                      frameon=False, fontsize=8.5, labelcolor=ink.text, handlelength=1.8,
+                      columnspacing=1.4)
     out = io.BytesIO()
     # Without its version in the file, the same curves are the same bytes.
     figure.savefig(out, format="png", metadata={"Software": None}, facecolor=ink.paper)
@@ -128,8 +128,7 @@ def _prepare(axes: Axes, title: str, unit: str, ink: Ink) -> None:
     axes.set_title(title, loc="left", fontsize=12.5, fontweight="bold", color=ink.text, pad=10)
     axes.set_xlabel("epoch", fontsize=9.5, color=ink.text)
     axes.set_ylabel(unit, fontsize=9.5, color=ink.text)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
     axes.tick_params(colors=ink.text, labelsize=9, length=0)
     axes.grid(axis="y", color=ink.faint, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -149,9 +148,23 @@ def _draw_curve(axes: Axes, curve: Curve, place: int, ink: Ink, alone: bool) -> 
         axes.plot(*curve.best, marker=marker, markersize=10, markerfacecolor=ink.paper,
                   markeredgecolor=colour, markeredgewidth=2.2, linestyle="none", zorder=5)
     if curve.best and alone:
-        axes.annotate(f"best epoch {curve.best[0]}: {curve.best[1]:.3f}", curve.best,
-                      xytext=(0, 11), textcoords="offset points", ha="center", fontsize=9,
-                      fontweight="bold", color=colour, zorder=6)
+        _label_best(axes, curve, colour, ink)
+
+
+def _label_best(axes: Axes, curve: Curve, colour: str, ink: Ink) -> None:
+    """The best epoch's value beside its marker, on the side that the line leaves free."""
+    assert curve.best is not None
+    epoch, value = curve.best
+    first, last = curve.points[0][0], curve.points[-1][0]
+    neighbours = [v for e, v in curve.points if abs(e - epoch) == 1]
+    above = value >= max(neighbours, default=value)
+    place = (epoch - first) / (last - first) if last > first else 0.5
+    side = "left" if place < 0.25 else "right" if place > 0.75 else "center"
+    axes.annotate(f"best epoch {epoch}: {value:.3f}", curve.best, fontsize=9, fontweight="bold",
+                  xytext=({"left": -6, "right": 6, "center": 0}[side], 10 if above else -10),
+                  textcoords="offset points", ha=side, va="bottom" if above else "top",
+                  color=colour, zorder=6,
+                  path_effects=[withStroke(linewidth=3, foreground=ink.paper)])
 
 
 def _stretches(points: Sequence[Tuple[int, float]]) -> List[List[Tuple[int, float]]]:
@@ -166,23 +179,31 @@ def _stretches(points: Sequence[Tuple[int, float]]) -> List[List[Tuple[int, floa
 
 
 def _draw_floors(axes: Axes, curves: Sequence[Curve], ink: Ink) -> None:
-    floors = [(place, c.floor) for place, c in enumerate(curves) if c.floor is not None]
-    for place, floor in floors:
-        colour = ink.text if len(floors) == 1 else ink.lines[place % len(ink.lines)]
+    """A dashed line for each different floor; in the run's colour where there are several."""
+    owners: Dict[float, int] = {}
+    for place, curve in enumerate(curves):
+        if curve.floor is not None:
+            owners.setdefault(curve.floor, place)
+    for number, (floor, place) in enumerate(sorted(owners.items())):
+        colour = ink.text if len(owners) == 1 else ink.lines[place % len(ink.lines)]
         axes.axhline(floor, color=colour, linewidth=1.2, linestyle=(0, (4, 3)), alpha=0.75)
-        axes.annotate(f"constant caption {floor:.3f}", (1, floor), xycoords=("axes fraction",
-                      "data"), xytext=(0, 3), textcoords="offset points", ha="right",
-                      fontsize=8.5, color=colour)
+        # Labels of close floors stand at opposite ends.
+        x, side = ((0.99, "right"), (0.01, "left"))[number % 2]
+        axes.annotate(f"constant caption {floor:.3f}", (x, floor),
+                      xycoords=("axes fraction", "data"), xytext=(0, 3),
+                      textcoords="offset points", ha=side, fontsize=8.5, color=colour, zorder=4,
+                      path_effects=[withStroke(linewidth=3, foreground=ink.paper)])
 
 
 def _set_limits(axes: Axes, curves: Sequence[Curve]) -> None:
     epochs = [epoch for c in curves for epoch, _ in c.points]
-    values = [v for c in curves for _, v in c.points] + [c.floor for c in curves
-                                                         if c.floor is not None]
-    low, high = min(values), max(values)
-    room = (high - low) or abs(high) or 1.0
-    axes.set_ylim(low - 0.12 * room, high + 0.22 * room)
+    values = [v for c in curves for _, v in c.points]
+    values += [c.floor for c in curves if c.floor is not None]
+    room = (max(values) - min(values)) or abs(max(values)) or 1.0
+    axes.set_ylim(min(values) - 0.2 * room, max(values) + 0.25 * room)
     axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+    step = -(-(max(epochs) - min(epochs) + 1) // 10)
+    axes.set_xticks(range(min(epochs), max(epochs) + 1, step))
 
 
 def _plain(name: str) -> str:

@@ -24,11 +24,11 @@ main { max-width: 1240px; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
 h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .25rem; letter-spacing: -.015em; }
 h2 { font-size: 1.3rem; margin: 3rem 0 .25rem; letter-spacing: -.01em; }
 h3 { font-size: 1rem; margin: 1.75rem 0 .5rem; }
-p { margin: .25rem 0 .75rem; max-width: 75ch; }
+p { margin: .25rem 0 .75rem; max-width: 85ch; text-wrap: pretty; }
 h1, h2, h3, td, th, figcaption, li { overflow-wrap: anywhere; }
 .soft { color: var(--soft); }
 .lead { font-size: 1.06rem; padding: 0; margin: 1rem 0 0; list-style: none; }
-.lead li { margin: .3rem 0; max-width: 85ch; }
+.lead li { margin: .3rem 0; max-width: 110ch; text-wrap: pretty; }
 .warn {
   color: var(--warn); background: var(--warn-paper); border-left: 4px solid currentColor;
   border-radius: 4px; padding: .75rem 1rem; margin: 1.25rem 0; max-width: none;
@@ -43,6 +43,7 @@ td { font-variant-numeric: tabular-nums; }
 th { font-weight: 600; color: var(--soft); font-size: .82rem; }
 thead th { border-bottom: 1px solid var(--line); vertical-align: bottom; }
 tbody tr + tr > * { border-top: 1px solid var(--line); }
+tbody + tbody tr:first-child > * { border-top: 3px double var(--line); }
 tbody th, th.name { text-align: left; color: var(--ink); font-size: .9rem; }
 tbody th { white-space: normal; min-width: 9rem; max-width: 22rem; }
 thead tr.groups th { border: 0; padding-bottom: 0; text-align: left; }
@@ -50,7 +51,8 @@ td.first, th.first { border-left: 1px solid var(--line); }
 tr.floor > * { color: var(--soft); font-weight: 400; }
 tr.floor b { color: var(--ink); }
 tr.best > * { background: var(--mark); }
-td.hole { color: var(--warn); text-align: left; }
+td.hole { color: var(--warn); }
+td.hole[colspan] { text-align: left; }
 th small { display: block; font-weight: 400; color: var(--soft); }
 .tag {
   display: inline-block; border-radius: 99px; padding: 0 .6em; font-size: .78rem;

@@ -236,7 +236,7 @@ def _read_object(path: Path) -> Dict[str, Any]:
     return value
 
 
-def _numbers(value: Any, where: str) -> Dict[str, float]:
+def numbers(value: Any, where: str) -> Dict[str, float]:
     """The finite numbers of a JSON object: a null or NaN is an absent value."""
     if not isinstance(value, dict):
         raise UserError(f"{where} must be an object of numbers; write the file again")
@@ -247,7 +247,7 @@ def _numbers(value: Any, where: str) -> Dict[str, float]:
 def _read_train(folder: RunDir, missing: List[str]) -> Dict[int, Dict[str, float]]:
     rows: Dict[int, Dict[str, float]] = {}
     for row in read_jsonl(folder.train_log):
-        values = _numbers(row, f"each line of {folder.train_log}")
+        values = numbers(row, f"each line of {folder.train_log}")
         if not isinstance(values.get("epoch"), int):
             raise UserError(f"{folder.train_log} has a line without an epoch number; "
                             "write it again")
@@ -263,7 +263,7 @@ def _read_train(folder: RunDir, missing: List[str]) -> Dict[int, Dict[str, float
 def _read_scores(path: Path) -> Scores:
     value = _read_object(path)
     failed = value.get("failed") or {}
-    metrics = _numbers(value.get("metrics", {}), f"'metrics' of {path}")
+    metrics = numbers(value.get("metrics", {}), f"'metrics' of {path}")
     if not isinstance(failed, dict):
         raise UserError(f"'failed' of {path} must be an object of metric: why; score it again")
     lost = {name: "it is not a number" for name in value.get("metrics", {}) if name not in metrics}
@@ -279,8 +279,10 @@ def _read_references(folder: RunDir) -> Tuple[Dict[str, str], Dict[str, int]]:
         path = folder.references(split)
         if path.exists():
             annotations = _read_object(path).get("annotations")
-            if not isinstance(annotations, list):
-                raise UserError(f"{path} must be COCO ground truth with 'annotations'")
+            if not isinstance(annotations, list) or not all(isinstance(a, dict)
+                                                            for a in annotations):
+                raise UserError(f"{path} must be COCO ground truth with a list of 'annotations'; "
+                                "copy the split's ground truth there again")
             hashes[split] = hashlib.sha256(path.read_bytes()).hexdigest()
             pictures[split] = len({str(a.get("image_id")) for a in annotations})
     return hashes, pictures

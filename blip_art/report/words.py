@@ -10,6 +10,7 @@ from typing import Optional
 _TITLES = {"Bleu_1": "BLEU-1", "Bleu_2": "BLEU-2", "Bleu_3": "BLEU-3", "Bleu_4": "BLEU-4",
            "ROUGE_L": "ROUGE-L"}
 NOTHING = "–"
+DIGITS = 3
 
 
 def metric_title(metric: str) -> str:
@@ -28,7 +29,7 @@ def rule_title(rule: str) -> str:
     return " + ".join(names.get(part, part) for part in rule.split("+"))
 
 
-def number(value: Optional[float], digits: int = 3) -> str:
+def number(value: Optional[float], digits: int = DIGITS) -> str:
     """A fixed number of decimals, or a dash."""
     return NOTHING if value is None else f"{value:.{digits}f}"
 

@@ -1,0 +1,146 @@
+"""Run folders as tables: what they hold is there, what they lack is named.
+
+    python -m pytest tests/test_report_tables.py
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from report_runs import Page, html_of, make_run, predict, scores_of, train_line
+
+from blip_art.config import config_from_dict, dump_config
+from blip_art.files import RunDir, read_json, write_json, write_jsonl, write_text
+from blip_art.report.tables import METRICS, Best, read_runs, run_rows, write_tables
+
+
+def test_epochs_csv_gives_back_what_the_run_wrote(tmp_path):
+    run = make_run(tmp_path / "joined")
+    write_tables(read_runs([run]), tmp_path / "out")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out/epochs.csv").read_text())))
+    for epoch, row in enumerate(rows):
+        scores = read_json(run.scores("val", epoch))["metrics"]
+        assert {m: float(row[f"val_{m}"]) for m in METRICS} == scores
+        assert {k: float(row[k]) for k in train_line(0)} == train_line(epoch)
+    assert [row["best"] for row in rows] == ["False", "True", "False"]
+    assert [row["missing"] for row in rows] == ["", "", ""]
+
+
+def test_runs_csv_holds_the_best_epoch_and_its_floor(tmp_path):
+    write_tables(read_runs([make_run(tmp_path / "joined")]), tmp_path / "out")
+    row, = csv.DictReader(io.StringIO((tmp_path / "out/runs.csv").read_text()))
+    assert (row["run"], row["state"], row["epochs"], row["best_epoch"]) == (
+        "joined", "finished", "3", "1")
+    assert float(row["val_SPICE"]) == 0.5 * 8 / 10
+    assert float(row["floor_val_SPICE"]) == 0.1 * 8 / 10
+    assert float(row["seconds"]) == 3 * 80.5
+
+
+def test_report_json_holds_rows_and_holes(tmp_path):
+    run = make_run(tmp_path / "joined")
+    run.scores("val", 2).unlink()
+    write_tables(read_runs([run]), tmp_path / "out")
+    report = read_json(tmp_path / "out/report.json")
+    assert [row["val_CIDEr"] for row in report["epochs"]][2] is None
+    assert report["missing"] == {"joined": ["epoch 02, val: captions are there, not scored"]}
+
+
+def test_best_json_decides_the_best_epoch(tmp_path):
+    run = make_run(tmp_path / "joined", levels=(0.5, 0.5))
+    write_json(run.best, {"epoch": 1, "rule": "spice", "value": 0.4})
+    read, = read_runs([run])
+    assert read.best == Best(1, "spice", 0.4)
+    assert read.missing == ()
+
+
+def test_best_json_that_later_scores_overtook_is_named(tmp_path):
+    run = make_run(tmp_path / "joined", levels=(0.2, 0.5))
+    write_json(run.best, {"epoch": 0, "rule": "spice", "value": 0.16})
+    assert "best.json names epoch 00, but by its rule (spice) epoch 01 is better now; score the " \
+           "run again to bring it up to date" in read_runs([run])[0].missing
+
+
+def test_without_best_json_the_configured_rule_decides(tmp_path):
+    run = make_run(tmp_path / "joined", levels=(0.2, 0.5))
+    spice_best = scores_of(0.2)
+    spice_best["metrics"]["SPICE"] = 0.9
+    write_json(run.scores("val", 0), spice_best)
+    assert run_rows(read_runs([run]))[0]["best_epoch"] == 1
+    write_text(run.config, dump_config(config_from_dict({"score": {"best": "spice"}})))
+    assert read_runs([run])[0].best == Best(0, "spice", 0.9)
+
+
+def test_an_epoch_without_a_part_of_the_rule_is_never_best(tmp_path):
+    run = make_run(tmp_path / "joined", levels=(0.2, 0.9))
+    scores = scores_of(0.9, failed={"cider": "out of memory"})
+    del scores["metrics"]["CIDEr"]
+    write_json(run.scores("val", 1), scores)
+    row, = run_rows(read_runs([run]))
+    assert row["best_epoch"] == 0
+    assert read_runs([run])[0].missing == ("epoch 01, val: cider failed: out of memory",)
+
+
+@pytest.mark.parametrize(("damage", "hole"), [
+    (lambda run: run.predictions("val", 1).unlink() or run.scores("val", 1).unlink(),
+     "epoch 01, val: not captioned"),
+    (lambda run: run.floor_scores("val").unlink(), "val: no floor (scores/floor_val.json)"),
+    (lambda run: run.state.unlink(), "state.json: whether the run ended is not known"),
+    (lambda run: write_jsonl(run.train_log, [train_line(0), train_line(2)]),
+     "epoch 01, train: not in train.jsonl"),
+    (lambda run: write_jsonl(run.train_log, [train_line(e) for e in (0, 1, 1, 2)]),
+     "train.jsonl: epoch 01 is there twice; the last line counts"),
+    (lambda run: write_json(run.scores("val", 1), scores_of(0.5, pictures=3)),
+     "epoch 01, val: 3 of 4 pictures scored"),
+    (lambda run: write_json(run.scores("val", 1), scores_of(0.5, metrics={"CIDEr": 1.0})),
+     "epoch 01, val: SPICE is not in the score file, which does not say why"),
+    (lambda run: run.scores("val", 1).write_text('{"metrics": {"SPICE": NaN}}'),
+     "epoch 01, val: SPICE failed: it is not a number"),
+    (lambda run: predict(run, 1, "test"), "epoch 01, test: captions are there, not scored"),
+    (lambda run: write_json(run.state, {"state": "failed", "why": "NCCL", "epochs": 10}),
+     "7 of 10 epochs: not trained, the run is failed (NCCL)")])
+def test_a_hole_is_named(tmp_path, damage, hole):
+    run = make_run(tmp_path / "joined")
+    damage(run)
+    assert hole in read_runs([run])[0].missing
+    assert f"joined: {hole}" in Page(html_of(run)).text
+
+
+@settings(max_examples=30, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(trained=st.sets(st.integers(0, 4)), predicted=st.sets(st.integers(0, 4)),
+       scored=st.dictionaries(st.integers(0, 4), st.floats(0.01, 1)))
+def test_every_empty_cell_has_a_reason_and_no_cell_is_invented(tmp_path_factory, trained,
+                                                               predicted, scored):
+    folder = tmp_path_factory.mktemp("run")
+    run = RunDir(folder / "run")
+    write_json(run.state, {"state": "running", "epochs": 5})
+    write_jsonl(run.train_log, [train_line(epoch) for epoch in sorted(trained)])
+    for epoch in predicted:
+        predict(run, epoch)
+    for epoch, level in scored.items():
+        write_json(run.scores("val", epoch), scores_of(level, epoch))
+    write_tables(read_runs([run]), folder)
+    rows = {row["epoch"]: row for row in read_json(folder / "report.json")["epochs"]}
+    assert set(rows) >= trained | predicted | set(scored)
+    for epoch, row in rows.items():
+        written = scores_of(scored[epoch])["metrics"]["SPICE"] if epoch in scored else None
+        assert row.get("val_SPICE") == written
+        assert (row["loss"] is None) == (epoch not in trained)
+        assert (written is None) == ("val:" in row["missing"])
+        assert not trained or (row["loss"] is None) == ("train:" in row["missing"])
+
+
+def test_total_time_is_unknown_when_an_epoch_is(tmp_path):
+    run = make_run(tmp_path / "joined")
+    write_jsonl(run.train_log, [train_line(0), {"epoch": 1, "loss": 2.0}, train_line(2)])
+    assert run_rows(read_runs([run]))[0]["seconds"] is None
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    runs = [make_run(tmp_path / "monday" / "joined"), make_run(tmp_path / "friday" / "joined")]
+    assert [run.name for run in read_runs(runs)] == ["monday/joined", "friday/joined"]
+    assert len(read_runs([runs[0], runs[0]])) == 1

@@ -148,13 +148,15 @@ def run_demo(args: argparse.Namespace) -> int:
 
 def _execute(args: argparse.Namespace, jobs: List[Job], run: Optional[RunDir] = None) -> int:
     """Show the jobs, or run them one after the other until one fails."""
+    from blip_art.cluster.local import import_submitit
     from blip_art.cluster.plan import dry_run_text
+    from blip_art.cluster.snapshot import take_snapshot
 
     if args.dry_run:
         print(dry_run_text(jobs), end="")
         return 0
+    import_submitit()  # its absence is told before anything is written
     if run:
-        from blip_art.cluster.snapshot import take_snapshot
         take_snapshot(REPO, run.code)
     for job in jobs:
         code = _submit(args.cluster, job)

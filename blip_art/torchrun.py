@@ -24,7 +24,10 @@ def main(argv: List[str]) -> int:
     """Run the ranks to their end and return the exit code of the first one that failed."""
     # Silences this process only: it announces each step of a shutdown, the ranks say what matters.
     logging.disable(logging.ERROR)
-    args = run.parse_args(argv)
+    parser = run.get_args_parser()
+    # Or Python 3.11 takes the ranks' own --run for an abbreviation of torchrun's --run-path.
+    parser.allow_abbrev = False
+    args = parser.parse_args(argv)
     try:
         run.run(args)
     except SignalException:

@@ -32,6 +32,7 @@ from blip_art.files import RunDir
 
 GOLDEN = Path(__file__).parent / "golden"
 PLACE = Place(python="/venv/bin/python", cwd="/home/me/my art", code="/home/me/runs/a/code",
+              cache="/home/me/blip-art/.cache/blip_art",
               processes=4, gpus=("0", "1", "2", "3"), threads=10)
 CONFIG = "name: tiny\ntrain:\n  epochs: 1\n"
 
@@ -167,7 +168,7 @@ def test_dry_run_shows_the_command_and_writes_nothing(tmp_path: Path, repo: Path
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].split() == (
         "/venv/python -m blip_art.torchrun --standalone --nproc_per_node=2 "
-        "-m blip_art.train tiny.yaml --run here --resume seed=7").split()
+        "-m blip_art.train tiny.yaml seed=7 --run here --resume").split()
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 

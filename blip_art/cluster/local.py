@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Callable, Dict, Iterator, List
 from blip_art.cluster.jobs import POLL_S, Job, run_job
 from blip_art.cluster.plan import Place, import_environment, pick_gpus, visible_gpus
 from blip_art.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+from blip_art.score.corenlp import cache_folder
 
 # submitit ends a local job after 2 minutes unless told otherwise.
 TIMEOUT_MIN = 365 * 24 * 60
@@ -31,7 +32,8 @@ def this_machine(python: str, code: Path, processes: int, attached: bool) -> Pla
     processes = processes or len(gpus) or 1
     cores = len(os.sched_getaffinity(0))
     columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else 0
-    return Place(python=python, cwd=os.getcwd(), code=str(code), processes=processes,
+    return Place(python=python, cwd=os.getcwd(), code=str(code),
+                 cache=str(cache_folder().resolve()), processes=processes,
                  gpus=pick_gpus(gpus, processes), threads=max(1, cores // processes),
                  columns=columns, attached=attached)
 

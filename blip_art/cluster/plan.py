@@ -27,6 +27,8 @@ class Place:
     """The user's working directory: relative paths in configurations start here."""
     code: str
     """Folder the jobs import blip_art from, absolute: the run's snapshot."""
+    cache: str = ""
+    """Where CoreNLP and parsed captions are kept: the checkout's, not one in the snapshot."""
     processes: int = 1
     """Processes of a train or predict job, one a GPU."""
     gpus: Tuple[str, ...] = ()
@@ -41,8 +43,8 @@ class Place:
 
 def train_job(place: Place, config: str, run: RunDir, overrides: Sequence[str] = ()) -> Job:
     """Fine-tune; always with --resume, so that the same command also continues."""
-    return _ranks(place, "train", run, "blip_art.train", config, "--run", str(run.path),
-                  "--resume", *overrides)
+    return _ranks(place, "train", run, "blip_art.train", config, *overrides,
+                  "--run", str(run.path), "--resume")
 
 
 def predict_job(place: Place, run: RunDir, options: Sequence[str] = ()) -> Job:
@@ -77,7 +79,7 @@ def _ranks(place: Place, name: str, run: RunDir, module: str, *args: str) -> Job
 
 def _job(place: Place, name: str, logs: Path, argv: Tuple[str, ...], env: Dict[str, str]) -> Job:
     log = "" if place.attached else str(next_log(logs, name))
-    return Job(name, argv, {**import_environment(place.code), **env,
+    return Job(name, argv, {**import_environment(place.code), "BLIP_ART_CACHE": place.cache, **env,
                             "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "1"},
                cwd=place.cwd, log=log, columns=place.columns)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from blip_art.errors import UserError
 
 # Rank 0 may write a large checkpoint to a slow file system while the others wait.
 TIMEOUT = timedelta(minutes=30)
@@ -61,6 +63,18 @@ class World:
         dist.all_reduce(totals, group=self.control)
         return totals.tolist()
 
+    def on_main(self, action: Callable[[], None]) -> None:
+        """Run `action` on rank 0 while the others wait; its UserError is raised on every rank."""
+        message = ""
+        if self.is_main:
+            try:
+                action()
+            except UserError as error:
+                message = str(error)
+        message = self.gather(message)[0]
+        if message:
+            raise UserError(message)
+
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.size > 1:
@@ -96,6 +110,16 @@ def process_group() -> Iterator[World]:
         yield World(rank, size, device, control)
     finally:
         dist.destroy_process_group()
+
+
+def leave_signals_to_the_rank(worker: int) -> None:
+    """For DataLoader(worker_init_fn=…): a loader worker outlives the signal that stops a run.
+
+    Signals go to every process of a job step. A worker that dies of one takes its rank along
+    before the rank could save; left alone, it ends when its rank does.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Stop:

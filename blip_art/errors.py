@@ -16,7 +16,7 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 # Under torchrun every rank meets the same mistake. Rank 0 says it, and its end ends the others;
 # one that is still there after this long met it alone.
-_PATIENCE_S = 3.0
+_PATIENCE_S = 15.0
 
 
 class UserError(Exception):

@@ -163,6 +163,10 @@ class RunDir:
     def scores(self, split: str, epoch: int) -> Path:
         return self.path / "scores" / f"{split}_{epoch:02d}.json"
 
+    def bad_pictures(self, split: str) -> Path:
+        """Pictures of a split that cannot be read, and why."""
+        return self.path / "bad_pictures" / f"{split}.json"
+
     def floor_scores(self, split: str) -> Path:
         """Scores of the most frequent training caption, given to every picture."""
         return self.path / "scores" / f"floor_{split}.json"

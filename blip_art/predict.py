@@ -1,14 +1,13 @@
 """Checkpoint → predictions: every picture of a split captioned once, by all ranks.
 
     python -m blip_art.predict --run runs/caption_art --epoch 3 --split test
-    torchrun --nproc_per_node=4 -m blip_art.predict --run runs/coco \\
+    torchrun --nproc_per_node=4 -m blip_art.predict --run-dir runs/coco \\
         --config configs/caption_coco.yaml --weights model_base_caption_capfilt_large.pth
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +16,9 @@ from torch.utils.data import DataLoader, SequentialSampler
 from tqdm import tqdm
 
 from blip_art.config import Config, GenerateConfig, dump_config, load_config
-from blip_art.data.datasets import Picture, ground_truth, load_pairs, unique_pictures
+from blip_art.data.datasets import Picture, unique_pictures
 from blip_art.data.loading import PictureDataset
-from blip_art.distributed import Stop, World, process_group
+from blip_art.distributed import Stop, World, leave_signals_to_the_rank, process_group
 from blip_art.errors import EXIT_INTERRUPTED, UserError, exit_cleanly
 from blip_art.files import RunDir, read_json, write_json, write_text
 from blip_art.merge import merge_captions
@@ -27,26 +26,12 @@ from blip_art.model.captioner import BlipCaptioner, build_captioner
 from blip_art.model.decode import BeamOptions, NucleusOptions, beam_search, nucleus_sample
 from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.model.weights import load_weights
+from blip_art.readable import freeze_references, readable_pairs
 from blip_art.train.optim import amp_dtype, autocast
 
 
 class Interrupted(Exception):
     """A signal asked to stop in the middle; what is on disk is whole."""
-
-
-def split_pictures(config: Config, split: str) -> list[Picture]:
-    """The pictures of a split, each once, in the order of its list."""
-    return unique_pictures(load_pairs(Path(config.data.annotations) / getattr(config.data, split)))
-
-
-def freeze_references(config: Config, run: RunDir, split: str) -> None:
-    """Copy the split's ground truth into the run folder, once; scoring reads it there."""
-    if run.references(split).exists():
-        return
-    gt = getattr(config.data, f"{split}_gt")
-    folder = Path(config.data.annotations)
-    write_json(run.references(split), read_json(folder / gt) if gt else ground_truth(
-        load_pairs(folder / getattr(config.data, split))))
 
 
 def caption_batch(model: BlipCaptioner, tokenizer: CaptionTokenizer, images: Tensor,
@@ -89,6 +74,7 @@ def caption_pictures(model: BlipCaptioner, tokenizer: CaptionTokenizer, pictures
                              config.model.image_size)
     loader = DataLoader(dataset, batch_size=options.batch_size, sampler=SequentialSampler(dataset),
                         num_workers=config.data.num_workers,
+                        worker_init_fn=leave_signals_to_the_rank,
                         pin_memory=world.device.type == "cuda")
     # Ranks vote after every batch, so all of them count as many batches as the first has.
     rounds = -(-len(range(0, len(pictures), world.size)) // options.batch_size)
@@ -122,8 +108,10 @@ def _row(picture: Picture, candidates: list[str]) -> dict[str, Any]:
 def caption_split(model: BlipCaptioner, tokenizer: CaptionTokenizer, config: Config, run: RunDir,
                   split: str, epoch: int, world: World, stop: Stop) -> None:
     """Write predictions/<split>_<epoch>.json and the references it is scored against."""
-    rows = caption_pictures(model, tokenizer, split_pictures(config, split), config, epoch, world,
-                            stop, f"captions {split} {epoch}")
+    # Split lists name a picture about four times: each is captioned once.
+    pictures = unique_pictures(readable_pairs(config, run, split, world))
+    rows = caption_pictures(model, tokenizer, pictures, config, epoch, world, stop,
+                            f"captions {split} {epoch}")
     if world.is_main:
         freeze_references(config, run, split)
         write_json(run.predictions(split, epoch), rows)
@@ -180,7 +168,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m blip_art.predict", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", required=True, help="run folder to read from and write to")
+    parser.add_argument("--run", "--run-dir", dest="run", required=True, help="run folder to read from and write to")
     parser.add_argument("--config", help="configuration, for a run folder that has none yet")
     parser.add_argument("--weights", help="captions of these weights instead of the run's own: "
                         ".pth, .safetensors, a folder, or a hub name in the local cache")
@@ -190,7 +178,7 @@ def parse_args() -> argparse.Namespace:
                         help="split to caption, may be repeated (default: generate.splits)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value",
                         help="change a setting, for example generate.num_beams=5")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()  # key=value may stand anywhere
 
 
 if __name__ == "__main__":

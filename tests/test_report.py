@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from report_runs import PICTURES, Page, html_of, make_run, scores_of
 
 from blip_art.config import config_from_dict, dump_config
 from blip_art.errors import UserError
@@ -25,6 +24,7 @@ from blip_art.report.examples import choose_galleries, thumbnail
 from blip_art.report.page import Figure, RunFiles, render
 from blip_art.report.plots import LIGHT, Curve, _png, _stretches
 from blip_art.report.tables import METRICS, read_runs
+from tests.report_runs import PICTURES, Page, html_of, make_run, scores_of
 
 GOLDEN = Path(__file__).parent / "golden" / "report.html"
 
@@ -127,6 +127,13 @@ def test_best_and_worst_captions_are_ranked_by_spice(tmp_path):
     ids = {g.title: [e.image_id for e in g.examples] for g in galleries[1:]}
     assert ids == {"Best captions of joined": ["a1", "a2"],
                    "Worst captions of joined": ["a4", "a3"]}
+
+
+def test_many_runs_are_folded_and_the_best_is_named(tmp_path):
+    runs = [make_run(tmp_path / f"lr{place}", (0.1 * place,)) for place in range(1, 8)]
+    page = Page(html_of(*runs))
+    assert "7 runs; the highest of those that compare:\nlr7: epoch 0 is best" in page.text
+    assert page.tags.count("details") == 7
 
 
 # Plots -------------------------------------------------------------------------------------

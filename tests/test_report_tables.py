@@ -11,11 +11,11 @@ import io
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from report_runs import Page, html_of, make_run, predict, scores_of, train_line
 
 from blip_art.config import config_from_dict, dump_config
 from blip_art.files import RunDir, read_json, write_json, write_jsonl, write_text
 from blip_art.report.tables import METRICS, Best, read_runs, run_rows, write_tables
+from tests.report_runs import PICTURES, Page, html_of, make_run, predict, scores_of, train_line
 
 
 def test_epochs_csv_gives_back_what_the_run_wrote(tmp_path):
@@ -132,6 +132,19 @@ def test_every_empty_cell_has_a_reason_and_no_cell_is_invented(tmp_path_factory,
         assert (row["loss"] is None) == (epoch not in trained)
         assert (written is None) == ("val:" in row["missing"])
         assert not trained or (row["loss"] is None) == ("train:" in row["missing"])
+
+
+def test_test_scores_of_the_best_epoch_alone_are_no_hole(tmp_path):
+    run = make_run(tmp_path / "joined")
+    predict(run, 1, "test")
+    write_json(run.scores("test", 1), scores_of(0.6, 1, "test"))
+    write_json(run.floor_scores("test"), scores_of(0.1, caption="sun."))
+    write_json(run.references("test"), {"annotations": [
+        {"image_id": i, "caption": "sun."} for i in PICTURES]})
+    read, = read_runs([run])
+    assert read.missing == ()
+    assert run_rows([read])[0]["test_SPICE"] == scores_of(0.6)["metrics"]["SPICE"]
+    assert "Results on test" in Page(html_of(run)).text
 
 
 def test_total_time_is_unknown_when_an_epoch_is(tmp_path):

@@ -1,7 +1,7 @@
 """Fine-tune BLIP: one epoch after the other, each followed by captions of the validation set.
 
     python -m blip_art.train configs/caption_art.yaml --run runs/art [--resume] [key=value …]
-    torchrun --nproc_per_node=4 -m blip_art.train configs/caption_art.yaml --run runs/art
+    torchrun --nproc_per_node=4 -m blip_art.train configs/caption_art.yaml --run-dir runs/art
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from tqdm import tqdm
 from blip_art.config import Config, load_config
 from blip_art.data.datasets import Pair
 from blip_art.data.loading import TrainDataset
-from blip_art.distributed import Stop, World, process_group
+from blip_art.distributed import Stop, World, leave_signals_to_the_rank, process_group
 from blip_art.errors import EXIT_INTERRUPTED, exit_cleanly
 from blip_art.files import RunDir
 from blip_art.model.captioner import BlipCaptioner, build_captioner
 from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.model.weights import load_weights, save_weights
 from blip_art.predict import Interrupted, caption_split
+from blip_art.readable import readable_pairs
 from blip_art.train.batches import EpochBatches, steps_per_epoch
 from blip_art.train.checkpoint import Progress, load_checkpoint, prune_weights, save_checkpoint
 from blip_art.train.optim import Stepper, autocast, learning_rate
-from blip_art.train.setup import load_training_pairs, open_run, write_epoch, write_state
+from blip_art.train.setup import open_run, write_epoch, write_state
 
 
 def main() -> int:
@@ -43,7 +44,9 @@ def main() -> int:
     tokenizer = CaptionTokenizer(config.model.tokenizer)
     with process_group() as world:
         open_run(run, config, args.resume, world)
-        pairs = load_training_pairs(config, run, world)
+        pairs = readable_pairs(config, run, "train", world)
+        for split in config.generate.splits:  # fail now, not after the first epoch
+            readable_pairs(config, run, split, world)
         with Stop() as stop:
             try:
                 train(config, run, pairs, tokenizer, world, stop)
@@ -112,6 +115,7 @@ def train_epoch(config: Config, run: RunDir, dataset: TrainDataset, tokenizer: C
     batches = EpochBatches(len(dataset), settings.batch_size, world.rank, world.size, config.seed,
                            epoch, progress.step)
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.data.num_workers,
+                        worker_init_fn=leave_signals_to_the_rank,
                         pin_memory=world.device.type == "cuda")
     before = copy.copy(progress)
     loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
@@ -179,12 +183,12 @@ def parse_args() -> argparse.Namespace:
         prog="python -m blip_art.train", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="configuration, for example configs/caption_art.yaml")
-    parser.add_argument("--run", help="run folder (default: runs/<name of the configuration>)")
+    parser.add_argument("--run", "--run-dir", dest="run", help="run folder (default: runs/<name of the configuration>)")
     parser.add_argument("--resume", action="store_true",
                         help="go on from the newest checkpoint of the run folder, if there is one")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value",
                         help="change a setting, for example train.batch_size=16")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()  # key=value may stand anywhere
 
 
 if __name__ == "__main__":

@@ -1,40 +1,22 @@
-"""Around the loop: opening a run folder, checking its data, and writing what the run reports.
+"""Around the loop: opening a run folder and writing what the run reports.
 
     open_run(run, config, resume=True, world=world)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 from blip_art.config import Config, differences, dump_config, load_config
-from blip_art.data.check import check_pictures
-from blip_art.data.datasets import Pair, load_pairs
-from blip_art.data.pictures import find_picture
 from blip_art.distributed import World
 from blip_art.errors import UserError
-from blip_art.files import RunDir, read_json, read_jsonl, write_json, write_jsonl, write_text
+from blip_art.files import RunDir, read_jsonl, write_json, write_jsonl, write_text
 from blip_art.manifest import update_manifest
+from blip_art.readable import pairs_file
 from blip_art.train.checkpoint import Progress
 from blip_art.train.optim import Stepper, learning_rate
 
 # Settings that may change between two starts of a run without changing what it computes.
 _HARMLESS = ("name", "output_file", "data.num_workers", "data.bad_pictures",
              "train.save_every_min", "train.keep", "score.metrics", "score.best")
-
-
-def on_main(world: World, action: Callable[[], None]) -> None:
-    """Run `action` on rank 0 while the others wait; its UserError is raised on every rank."""
-    message = ""
-    if world.is_main:
-        try:
-            action()
-        except UserError as error:
-            message = str(error)
-    message = world.gather(message)[0]
-    if message:
-        raise UserError(message)
 
 
 def open_run(run: RunDir, config: Config, resume: bool, world: World) -> None:
@@ -54,42 +36,8 @@ def open_run(run: RunDir, config: Config, resume: bool, world: World) -> None:
                 raise UserError(f"{run.path} was started with another configuration "
                                 f"({'; '.join(changed)}); choose another --run, or undo the change")
         write_text(run.config, dump_config(config))
-        update_manifest(run, stage="train", data=[Path(config.data.annotations) / config.data.train])
-    on_main(world, check_and_write)
-
-
-def load_training_pairs(config: Config, run: RunDir, world: World) -> list[Pair]:
-    """The training pairs, after every picture of the run was opened once.
-
-    The verdict is kept in the run folder, so that a requeued job starts at once.
-
-    Raises:
-        UserError: pictures are missing or unreadable and data.bad_pictures is 'fail'.
-    """
-    folder = Path(config.data.annotations)
-    pairs = load_pairs(folder / config.data.train)
-    verdict = run.path / "bad_pictures.json"
-
-    def check() -> None:
-        if verdict.exists():
-            return
-        names = {pair.image for pair in pairs}
-        for split in config.generate.splits:
-            names |= {pair.image for pair in load_pairs(folder / getattr(config.data, split))}
-        paths = {str(find_picture(config.data.images, name)): name for name in sorted(names)}
-        bad = check_pictures(list(paths), workers=max(1, config.data.num_workers))
-        if bad and config.data.bad_pictures == "fail":
-            first = "; ".join(f"{b.path}: {b.reason}" for b in bad[:3])
-            raise UserError(f"{len(bad)} of {len(paths)} pictures cannot be read ({first}"
-                            f"{'; …' if len(bad) > 3 else ''}); mend them, or set "
-                            "data.bad_pictures=skip to train without them")
-        write_json(verdict, {paths[str(b.path)]: b.reason for b in bad}, indent=1)
-    on_main(world, check)
-    bad = read_json(verdict)
-    kept = [pair for pair in pairs if pair.image not in bad]
-    if not kept:
-        raise UserError(f"{folder / config.data.train} has no pair with a readable picture")
-    return kept
+        update_manifest(run, stage="train", data=[pairs_file(config, "train")])
+    world.on_main(check_and_write)
 
 
 def write_state(run: RunDir, world: World, state: str, why: str = "",

@@ -1,0 +1,163 @@
+"""Training as a user runs it: two real ranks, stopped, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from blip_art.config import load_config
+from blip_art.distributed import World
+from blip_art.errors import UserError
+from blip_art.files import RunDir, read_json, read_jsonl
+from blip_art.readable import readable_pairs
+from blip_art.train.batches import EpochBatches, steps_per_epoch
+from blip_art.train.setup import open_run
+from tests.mini import write_mini
+
+ALONE = World(0, 1, torch.device("cpu"))
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    return write_mini(tmp_path_factory.mktemp("mini"), train=4 * STEPS, val=7)
+
+
+def start(config: Path, run: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "blip_art.torchrun", "--standalone", "--nproc_per_node=2",
+         "-m", "blip_art.train", str(config), "--run", str(run), "train.batch_size=2", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    output, errors = process.communicate(timeout=240)
+    return process.returncode, output + errors
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, tmp_path_factory) -> RunDir:
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    code, output = finish(start(config, run))
+    assert code == 0, output
+    return RunDir(run)
+
+
+def test_every_picture_is_captioned_once_in_order(undisturbed):
+    for result in undisturbed.predicted():
+        ids = [row["image_id"] for row in read_json(result.path)]
+        assert ids == [str(number) for number in range(1, 8)]
+    assert [result.epoch for result in undisturbed.predicted()] == [0, 1]
+
+
+def test_the_run_folder_tells_the_story(undisturbed):
+    assert read_json(undisturbed.state)["state"] == "finished"
+    first, second = read_jsonl(undisturbed.train_log)
+    assert second["loss"] < first["loss"]
+    assert (first["steps"], first["skipped_steps"]) == (STEPS, 0)
+    assert undisturbed.output.read_text().count("epoch") == 2
+    assert len(read_json(undisturbed.references("val"))["annotations"]) == 7
+    assert load_config(undisturbed.config).train.batch_size == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_stopped_run_goes_on_to_the_same_weights(undisturbed, config, tmp_path, number):
+    run = RunDir(tmp_path / "stopped")
+    process = start(config, run.path, "train.save_every_min=0.0001")
+    while not run.last_checkpoint.exists():
+        assert process.poll() is None, finish(process)
+        time.sleep(0.02)
+    process.send_signal(number)
+    code, output = finish(process)
+    assert code == 130, output
+    assert "Traceback" not in output, output
+    saved = torch.load(run.last_checkpoint, weights_only=True)["progress"]
+    assert 0 < saved["step"] < STEPS  # in the middle of an epoch
+    assert read_json(run.state)["state"] == "stopped"
+
+    code, output = finish(start(config, run.path, "--resume"))
+    assert code == 0, output
+    for epoch in (0, 1):
+        ours, theirs = load_file(run.weights(epoch)), load_file(undisturbed.weights(epoch))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert (run.predictions("val", epoch).read_bytes()
+                == undisturbed.predictions("val", epoch).read_bytes())
+    assert ([row["loss"] for row in read_jsonl(run.train_log)]
+            == pytest.approx([row["loss"] for row in read_jsonl(undisturbed.train_log)], rel=1e-12))
+
+
+def test_a_finished_run_resumes_to_nothing(undisturbed, config):
+    before = undisturbed.last_checkpoint.stat().st_mtime_ns
+    code, output = finish(start(config, undisturbed.path, "--resume"))
+    assert code == 0, output
+    assert undisturbed.last_checkpoint.stat().st_mtime_ns == before
+    assert len(read_jsonl(undisturbed.train_log)) == 2
+
+
+def test_a_run_with_a_checkpoint_is_not_overwritten(undisturbed, config):
+    code, output = finish(start(config, undisturbed.path))
+    assert code == 2
+    assert output.count("error:") == 1
+    assert "already has a checkpoint; add --resume" in output
+    assert "Traceback" not in output, output
+
+
+def test_another_configuration_is_named(undisturbed, config):
+    changed = load_config(config, ["train.batch_size=2", "train.lr=5e-4", "data.num_workers=0"])
+    with pytest.raises(UserError, match=r"another configuration \(train\.lr: 0\.001 → 0\.0005\)"):
+        open_run(undisturbed, changed, resume=True, world=ALONE)
+
+
+def test_a_run_folder_that_cannot_be_written_is_named(config, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write .*file/run/config.yaml"):
+        open_run(RunDir(tmp_path / "file" / "run"), load_config(config), resume=False, world=ALONE)
+
+
+@pytest.fixture
+def with_bad_pictures(tmp_path) -> Path:
+    config = write_mini(tmp_path, train=6, val=3)
+    (tmp_path / "pictures" / "train_2.png").write_text("this is text")
+    (tmp_path / "pictures" / "train_5.png").unlink()
+    return config
+
+
+def test_bad_pictures_stop_a_run_before_it_starts(with_bad_pictures, tmp_path):
+    with pytest.raises(UserError, match=r"2 of 6 pictures.*train_2\.png: .*train_5\.png: missing"):
+        readable_pairs(load_config(with_bad_pictures), RunDir(tmp_path / "r"), "train", ALONE)
+
+
+def test_bad_pictures_can_be_skipped(with_bad_pictures, tmp_path):
+    config = load_config(with_bad_pictures, ["data.bad_pictures=skip"])
+    pairs = readable_pairs(config, RunDir(tmp_path / "r"), "train", ALONE)
+    assert [pair.image_id for pair in pairs] == ["1", "3", "4", "6"]
+    verdict = json.loads((tmp_path / "r" / "bad_pictures" / "train.json").read_text())
+    assert set(verdict) == {"train_2.png", "train_5.png"}
+
+
+def test_an_epoch_shares_the_pairs_among_the_ranks():
+    steps = steps_per_epoch(103, 4, 3)
+    batches = [list(EpochBatches(103, 4, rank, 3, seed=1, epoch=2, start_step=0))
+               for rank in range(3)]
+    seen = [index for rank in batches for batch in rank for _, index in batch]
+    assert steps == 8
+    assert all(len(rank) == steps for rank in batches)
+    assert len(set(seen)) == len(seen) == 8 * 4 * 3
+    assert list(EpochBatches(103, 4, 1, 3, seed=1, epoch=2, start_step=5)) == batches[1][5:]
+    assert list(EpochBatches(103, 4, 1, 3, seed=1, epoch=3, start_step=0)) != batches[1]
+
+
+def test_a_set_smaller_than_one_batch_still_makes_a_step():
+    batches = [list(EpochBatches(3, 4, rank, 2, seed=1, epoch=0, start_step=0))
+               for rank in range(2)]
+    assert [len(rank[0]) for rank in batches] == [4, 4]

@@ -16,7 +16,7 @@ from blip_art.config import load_config
 from blip_art.data.datasets import load_pairs
 from blip_art.errors import UserError
 from blip_art.files import PathLike, read_json
-from blip_art.report.tables import Run, comparable_groups, numbers
+from blip_art.report.tables import Run, comparable_groups, numbers, ranked
 from blip_art.report.words import metric_title
 
 SAMPLES = 12
@@ -67,8 +67,8 @@ def choose_galleries(runs: Sequence[Run], seed: int = 0) -> Tuple[List[Gallery],
     missing: List[str] = []
     groups = comparable_groups(runs)
     for group in groups:
-        ranked = sorted(group, key=_rank)[:MAX_RUNS]
-        shown = [c for c in (_captioned(run, missing) for run in group if run in ranked) if c]
+        best = ranked(group)[:MAX_RUNS]
+        shown = [c for c in (_captioned(run, missing) for run in group if run in best) if c]
         references = _references(group[0])
         if not shown:
             continue
@@ -84,15 +84,10 @@ def choose_galleries(runs: Sequence[Run], seed: int = 0) -> Tuple[List[Gallery],
             which + "; ".join(f"{c.run.name}: epoch {c.epoch:02d}" for c in shown)
             + left_out,
             tuple(_example(i, shown, references, pictures) for i in chosen)))
-        for one in shown:
+        # Of many runs, the best one's are enough.
+        for one in shown if len(shown) <= 2 else [c for c in shown if c.run is best[0]]:
             galleries += _extremes(one, references, pictures)
     return galleries, missing
-
-
-def _rank(run: Run) -> float:
-    """Runs in order of the value their best epoch was chosen by; runs without one last."""
-    value = run.best.value if run.best else None
-    return float("inf") if value is None else -value
 
 
 def _captioned(run: Run, missing: List[str]) -> Optional[_Captioned]:

@@ -17,6 +17,7 @@ from blip_art.report.tables import (
     Scores,
     comparable_groups,
     metric_names,
+    ranked,
     splits_of,
 )
 from blip_art.report.words import DIGITS, NOTHING, duration, metric_title, number, rate, rule_title
@@ -24,6 +25,9 @@ from blip_art.report.words import DIGITS, NOTHING, duration, metric_title, numbe
 NOT_COMPARABLE = ("These runs don't compare on {split}: their references differ. Joined and split "
                   "scores compare only on the same set. The tables and bold values keep the "
                   "sets apart: {sets}.")
+
+# With more runs than this the page tells the best ones and folds the rest.
+FEW_RUNS = 4
 
 
 class Figure(NamedTuple):
@@ -64,8 +68,11 @@ def render(runs: Sequence[Run], figures: Sequence[Figure], galleries: Sequence[G
 
 
 def _lead(runs: Sequence[Run]) -> str:
+    told = runs if len(runs) <= FEW_RUNS else [ranked(g)[0] for g in comparable_groups(runs)]
     items = "\n".join(f"<li><b>{escape(run.name)}</b>: {escape(_sentence(run))}</li>"
-                      for run in runs)
+                      for run in told)
+    if len(told) < len(runs):
+        items = f"<li>{len(runs)} runs; the highest of those that compare:</li>\n{items}"
     return f'<ul class="lead">\n{items}\n</ul>'
 
 
@@ -209,7 +216,10 @@ def _wrote(caption: Caption, several: bool) -> str:
 
 
 def _epoch_tables(runs: Sequence[Run]) -> str:
-    tables = "\n".join(f"<h3>{escape(run.name)}</h3>\n{_epoch_table(run)}" for run in runs)
+    before, after, end = ("<h3>", "</h3>", "") if len(runs) <= FEW_RUNS else (
+        "<details><summary>", "</summary>", "\n</details>")
+    tables = "\n".join(f"{before}{escape(run.name)}{after}\n{_epoch_table(run)}{end}"
+                       for run in runs)
     return f'<h2>Every epoch</h2>\n<p class="soft">The best epoch is shaded.</p>\n{tables}'
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from blip_art.report.tables import Run, metric_names, splits_of
+from blip_art.report.tables import Run, metric_names, ranked, splits_of
 from blip_art.report.words import metric_title, metric_unit
 
 # Okabe and Ito's palette, whose hues people with any colour vision tell apart, without its
@@ -25,6 +25,8 @@ from blip_art.report.words import metric_title, metric_unit
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DARK_COLOURS = ("#4FA8DC", "#F08A4B", "#2FBF95", "#DE9CC0", "#F2B84B", "#8CCBF2")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# More lines than this cannot be told apart: the best runs keep their colours, the rest go grey.
+MAX_COLOURED = 6
 WIDTH_INCH, HEIGHT_INCH, LEGEND_ROW_INCH, DPI = 4.6, 3.0, 0.2, 180
 LEGEND_COLUMNS = 3
 
@@ -45,6 +47,7 @@ class Curve(NamedTuple):
     points: Tuple[Tuple[int, float], ...]
     floor: Optional[float]
     best: Optional[Tuple[int, float]]
+    grey: bool = False
 
 
 class Ink(NamedTuple):
@@ -61,14 +64,14 @@ DARK = Ink("#161b22", "#dfe5ee", "#39424f", DARK_COLOURS)
 
 
 def draw(runs: Sequence[Run]) -> List[Plot]:
-    """A plot of the loss, then one for each metric of each split; those without data are left
-    out."""
-    plots = [_plot("loss", "Training loss", "nats per token", _loss_curves(runs))]
+    """The loss, then each metric of each split; a plot without data is left out."""
+    coloured = {run.name for run in ranked(runs)[:MAX_COLOURED]}
+    plots = [_plot("loss", "Training loss", "nats per token", _loss_curves(runs), coloured)]
     for split in splits_of(runs):
         for metric in metric_names(runs, split):
             name = re.sub(r"\W+", "_", f"{split}_{metric}")
             plots.append(_plot(name, f"{metric_title(metric)} on {split}", metric_unit(metric),
-                               _metric_curves(runs, split, metric)))
+                               _metric_curves(runs, split, metric), coloured))
     return [plot for plot in plots if plot is not None]
 
 
@@ -96,25 +99,30 @@ def _curve(run: Run, points: Dict[int, float], floor: Optional[float]) -> Curve:
                  None if best is None else (best, points[best]))
 
 
-def _plot(name: str, title: str, unit: str, curves: Sequence[Curve]) -> Optional[Plot]:
+def _plot(name: str, title: str, unit: str, curves: Sequence[Curve],
+          coloured: Set[str]) -> Optional[Plot]:
+    curves = sorted((curve._replace(grey=curve.run not in coloured) for curve in curves),
+                    key=lambda curve: curve.grey)
     if not any(curve.points for curve in curves):
         return None
     return Plot(name, title, _png(title, unit, curves, LIGHT), _png(title, unit, curves, DARK))
 
 
 def _png(title: str, unit: str, curves: Sequence[Curve], ink: Ink) -> bytes:
-    legend_rows = -(-len(curves) // LEGEND_COLUMNS) if len(curves) > 1 else 0
+    entries = min(len(curves), MAX_COLOURED + 1)
+    legend_rows = -(-entries // LEGEND_COLUMNS) if entries > 1 else 0
     figure = Figure(figsize=(WIDTH_INCH, HEIGHT_INCH + LEGEND_ROW_INCH * legend_rows), dpi=DPI,
                     facecolor=ink.paper, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     _prepare(axes, title, unit, ink)
-    for place, curve in enumerate(curves):
+    for place, curve in enumerate(curve for curve in curves if not curve.grey):
         _draw_curve(axes, curve, place, ink, alone=len(curves) == 1)
+    _draw_grey(axes, [curve for curve in curves if curve.grey], ink)
     _draw_floors(axes, curves, ink)
     _set_limits(axes, curves)
     if legend_rows:
-        figure.legend(loc="outside lower left", ncols=min(LEGEND_COLUMNS, len(curves)),
+        figure.legend(loc="outside lower left", ncols=min(LEGEND_COLUMNS, entries),
                       frameon=False, fontsize=8.5, labelcolor=ink.text, handlelength=1.8,
                       columnspacing=1.4)
     out = io.BytesIO()
@@ -149,6 +157,14 @@ def _draw_curve(axes: Axes, curve: Curve, place: int, ink: Ink, alone: bool) -> 
                   markeredgecolor=colour, markeredgewidth=2.2, linestyle="none", zorder=5)
     if curve.best and alone:
         _label_best(axes, curve, colour, ink)
+
+
+def _draw_grey(axes: Axes, curves: Sequence[Curve], ink: Ink) -> None:
+    label: Optional[str] = f"{len(curves)} more"
+    for stretch in (stretch for curve in curves for stretch in _stretches(curve.points)):
+        axes.plot([e for e, _ in stretch], [v for _, v in stretch], color=ink.text, alpha=0.25,
+                  linewidth=1, marker=".", markersize=3, zorder=1.5, label=label)
+        label = None  # one entry in the legend for all of them
 
 
 def _label_best(axes: Axes, curve: Curve, colour: str, ink: Ink) -> None:

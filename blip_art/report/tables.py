@@ -123,6 +123,12 @@ def comparable_groups(runs: Sequence[Run], split: str = "val") -> List[List[Run]
     return list(groups.values())
 
 
+def ranked(runs: Sequence[Run]) -> List[Run]:
+    """Runs by the value that chose their best epoch, highest first; those without one last."""
+    values = {run.name: run.best.value if run.best else None for run in runs}
+    return sorted(runs, key=lambda run: -(values[run.name] or 0.0))
+
+
 def epoch_rows(runs: Sequence[Run]) -> List[Dict[str, Any]]:
     """One row a run and epoch; an unknown value is None."""
     columns = [(s, m) for s in splits_of(runs) for m in metric_names(runs, s)]

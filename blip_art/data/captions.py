@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Dict, Iterable, List, NamedTuple, Set, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Set
 
 from blip_art.data.iconclass import NOTES, PLACEHOLDER, RULES, Found, Iconclass, split_chain
 from blip_art.errors import UserError
@@ -47,6 +47,15 @@ class Captions(NamedTuple):
     split: List[str]
 
 
+class _Seen(NamedTuple):
+    """A notation that was looked up: the same few come again in every other picture."""
+
+    phrases: List[str]
+    caption: str
+    rule: str
+    notes: Set[str]
+
+
 class Captioner:
     """Turns the notations of a picture into captions and counts what each rule did."""
 
@@ -55,32 +64,34 @@ class Captioner:
         self.rules: Dict[str, int] = dict.fromkeys(RULES, 0)
         self.notes: Dict[str, int] = dict.fromkeys(NOTES, 0)
         self.phrases: Dict[str, List[str]] = {}
-        self._counts: Dict[str, Tuple[str, Set[str]]] = {}
+        self._seen: Dict[str, _Seen] = {}
 
     def of(self, notations: Iterable[str]) -> Captions:
         """The captions of a picture; both are empty where no notation has a text."""
-        phrases = [self._counted(notation) for notation in notations]
-        join = join_seed if self.style.name == "seed" else join_clean
-        split = (join(of_one) for of_one in phrases)
-        return Captions(join(phrase for of_one in phrases for phrase in of_one),
-                        unique(caption for caption in split if caption))
+        seen = [self._counted(notation) for notation in notations]
+        joined = self._join(phrase for notation in seen for phrase in notation.phrases)
+        return Captions(joined, unique(notation.caption for notation in seen if notation.caption))
 
     def unknown(self) -> List[str]:
         """The notations without any text."""
         return sorted(notation for notation, found in self.phrases.items() if not found)
 
-    def _counted(self, notation: str) -> List[str]:
-        if notation not in self.phrases:
+    def _join(self, phrases: Iterable[str]) -> str:
+        return join_seed(phrases) if self.style.name == "seed" else join_clean(phrases)
+
+    def _counted(self, notation: str) -> _Seen:
+        if notation not in self._seen:
             links = self.iconclass.find_chain(notation)
             worst = max((link.rule for link in links), key=list(RULES).index, default="unknown")
             notes = {note for link in links for note in link.notes}
-            self._counts[notation] = worst, notes | ({"colon"} if len(links) > 1 else set())
-            self.phrases[notation] = self._phrases(notation, links)
-        rule, notes = self._counts[notation]
-        self.rules[rule] += 1
-        for note in notes:
+            phrases = self.phrases[notation] = self._phrases(notation, links)
+            self._seen[notation] = _Seen(phrases, self._join(phrases), worst,
+                                         notes | ({"colon"} if len(links) > 1 else set()))
+        seen = self._seen[notation]
+        self.rules[seen.rule] += 1
+        for note in seen.notes:
             self.notes[note] += 1
-        return self.phrases[notation]
+        return seen
 
     def _phrases(self, notation: str, links: List[Found]) -> List[str]:
         """A phrase a link of the chain, then those of broader notations."""
@@ -89,7 +100,7 @@ class Captioner:
             return [text for text in map(seed_text, links[:1]) if text]
         phrases = [clean_text(link, self.style.keys) for link in links if link.text]
         wider = [clean_text(Found(text, (), ""), False)
-                 for part in split_chain(notation)[:1] if phrases
+                 for part in split_chain(notation)[:1] if phrases and self.style.parents
                  for text in self.iconclass.parents(part, self.style.parents)]
         return unique([*phrases, *wider])
 

@@ -35,7 +35,7 @@ _LAYOUTS: Dict[int, List[Tuple[float, Tuple[Point, ...]]]] = {
 }
 # Emblem books return to few motifs. The themes share none, so that the grouped split, which ties
 # books through equal captions, does not tie everything to everything.
-_BOOKS = {
+_BOOKS: Dict[str, Tuple[str, ...]] = {
     "uiuc_832w91o": ("24A", "24B", "24D", "25H11"), "embhab_uk-70": ("24A", "24B", "24D", "25H11"),
     "uiuc_241z5p": ("25F3", "25F6", "25G3", "25G41"), "embmne_ripa1613": ("11D12", "31A2221",
                                                                         "41B31", "49M32"),
@@ -89,7 +89,8 @@ def plan_demo(pictures: int, seed: int) -> List[Planned]:
             book = rng.choice(list(_BOOKS))
             plates[book] += rng.randint(1, 4)
             plate = f"_{plates[book]}" if book.startswith("bsb") else f"_pic{plates[book]:03d}"
-            name, motifs = f"{book}{plate}.jpg", _BOOKS[book]
+            name = f"{book}{plate}.jpg"
+            motifs: Tuple[str, ...] = _BOOKS[book]
         else:
             number = rng.randrange(-2**31, 2**31)
             name, motifs = f"IIHIM_{number}.jpg", tuple(MOTIFS)

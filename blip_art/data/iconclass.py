@@ -66,9 +66,15 @@ class Iconclass:
             self._source.load(name)
         self._texts: Dict[str, str] = self._source.texts[language]
         self._english: Dict[str, str] = self._source.texts["en"]
+        self._found: Dict[str, Found] = {}
 
     def find(self, notation: str) -> Found:
         """The text of a single notation, by the first rung of the ladder that has one."""
+        if notation not in self._found:
+            self._found[notation] = self._climb(notation)
+        return self._found[notation]
+
+    def _climb(self, notation: str) -> Found:
         for rule, candidate in _ladder(notation):
             found = self._exact(candidate)
             if found:
@@ -125,6 +131,8 @@ def split_keys(notation: str) -> Tuple[str, List[str]]:
 
 def split_chain(notation: str) -> List[str]:
     """'61B:31D14' -> ['61B', '31D14']; a colon inside brackets (a verse, a `wd:`) stays."""
+    if ":" not in notation:
+        return [notation] if notation.strip() else []
     parts, depth, start = [], 0, 0
     for position, character in enumerate(notation):
         depth += (character == "(") - (character == ")")

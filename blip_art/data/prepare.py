@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 from blip_art.data.archive import Archive
 from blip_art.data.captions import Captioner, Captions, Style
@@ -44,6 +44,7 @@ class Prepared(NamedTuple):
 
     split: Split
     captions: Dict[str, Captions]
+    texts: Dict[str, List[str]]
     manifest: Dict[str, Any]
 
 
@@ -58,14 +59,19 @@ def prepare(archive: Archive, output: PathLike, options: Options) -> Dict[str, A
     write_json(output / "manifest.json", {"state": "unfinished; run prepare again"})
     prepared = annotate(archive, options)
     for name, part in zip(PARTS, prepared.split):
-        joined = [Pair(f"data/{image}", (prepared.captions[image].joined,), str(number))
-                  for image, number in part]
-        split = [Pair(f"data/{image}", (caption,), str(number))
-                 for image, number in part for caption in prepared.captions[image].split]
-        write_json(output / f"iconclass{name}.json", _records(joined))
-        write_json(output / f"iconclass{name}_split.json", _records(split))
+        captions = [(prepared.captions[image], image, number) for image, number in part]
+        joined = [_record(of_one.joined, image, number) for of_one, image, number in captions]
+        write_json(output / f"iconclass{name}.json", joined)
+        write_json(output / f"iconclass{name}_split.json", [
+            _record(caption, image, number)
+            for of_one, image, number in captions for caption in of_one.split])
         if name != "Train":
-            write_json(output / "art_gt" / f"art_{name.lower()}_gt.json", ground_truth(joined))
+            truth = ground_truth(Pair(r["image"], (r["caption"],), r["image_id"]) for r in joined)
+            write_json(output / "art_gt" / f"art_{name.lower()}_gt.json", truth)
+    # Notation to text as it was now: a later version of the vocabulary may say it otherwise.
+    write_json(output / "texts.json", {
+        "iconclass": prepared.manifest["iconclass"], "language": options.language,
+        "texts": prepared.texts})
     write_json(output / "manifest.json", prepared.manifest, indent=1)
     return prepared.manifest
 
@@ -83,18 +89,20 @@ def annotate(archive: Archive, options: Options) -> Prepared:
     split = split_pictures(kind, {n: c.joined for n, c in usable.items()}, options.seed)
     chosen = {name: usable[name] for part in split for name, _ in part}
     manifest = {
-        "split": kind, "split_by_default": not options.split, "seed": options.seed, "language": options.language,
-        "style": asdict(options.style), "iconclass": captioner.iconclass.version,
+        "split": kind, "split_by_default": not options.split, "seed": options.seed,
+        "language": options.language, "style": asdict(options.style),
+        "iconclass": captioner.iconclass.version,
         "data_sha256": archive.data_sha256, "records": len(records),
         "pictures": {name.lower(): len(part) for name, part in zip(PARTS, split)},
         "captions_split": {name.lower(): sum(len(chosen[image].split) for image, _ in part)
                            for name, part in zip(PARTS, split)},
         "notations": sum(captioner.rules.values()), "rules": captioner.rules,
-        "notes": captioner.notes, "unknown_notations": captioner.unknown(),
+        "notes": captioner.notes, "texts": "texts.json",
+        "unknown_notations": captioner.unknown(),
         "pictures_without_text": sorted(captions.keys() - usable.keys() - bad.keys()),
         "pictures_outside_split": sorted(usable.keys() - chosen.keys()),
-        "bad_pictures": bad, "texts": captioner.phrases}
-    return Prepared(split, chosen, manifest)
+        "bad_pictures": bad}
+    return Prepared(split, chosen, captioner.phrases, manifest)
 
 
 def _bad_pictures(archive: Archive, kind: str, captions: Dict[str, Captions],
@@ -116,17 +124,17 @@ def _bad_pictures(archive: Archive, kind: str, captions: Dict[str, Captions],
     return {paths[picture.path]: picture.reason for picture in bad}
 
 
-def _records(pairs: Sequence[Pair]) -> List[Dict[str, Any]]:
-    return [{"caption": pair.caption, "image": pair.image, "image_id": pair.image_id}
-            for pair in pairs]
+def _record(caption: str, image: str, number: int) -> Dict[str, str]:
+    """A pair as the original's files have it; ids are texts there and numbers in the truth."""
+    return {"caption": caption, "image": f"data/{image}", "image_id": str(number)}
 
 
 def summary(manifest: Dict[str, Any]) -> str:
     """What a person wants to know, in a few lines."""
     pictures: Tuple[int, ...] = tuple(manifest["pictures"].values())
     found = {rule: count for rule, count in manifest["rules"].items() if count}
-    why = " (not all of the original's pictures are here)" if manifest["split_by_default"] and \
-        manifest["split"] == "random" else ""
+    partial = manifest["split_by_default"] and manifest["split"] == "random"
+    why = " (not all of the original's pictures are here)" if partial else ""
     lines = [f"split {manifest['split']}{why}: {pictures[0]:,} train, {pictures[1]:,} val, "
              f"{pictures[2]:,} test pictures (of {manifest['records']:,} records)"]
     if manifest["split"] == "seed" and pictures != SEED_COUNTS:

@@ -88,8 +88,9 @@ class Iconclass:
     def parents(self, notation: str, count: int) -> List[str]:
         """Texts of up to `count` broader notations, the nearest first."""
         base = split_keys(notation.strip())[0]
-        obj = self._lookup(base)
-        path = [p for p in (obj or {}).get("p", []) if p != (obj or {}).get("b")]
+        obj = self._lookup(base) or {}
+        # '25F23(...)', between 25F23 and 25F23(LION), is a template and no broader notation.
+        path = [p for p in obj.get("p", []) if p != obj.get("b") and "(...)" not in p]
         texts = [self._text(p) for p in reversed(path)]
         return [text for text in texts if text][:count]
 

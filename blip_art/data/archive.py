@@ -66,8 +66,8 @@ def _data_in_folder(folder: Path) -> Path:
 def _picture_folder(data: Path, pictures: bool) -> Optional[Path]:
     """Where the pictures lie beside data.json: with it, or in a folder `data`."""
     for folder in (data.parent, data.parent / "data") if pictures else ():
-        if folder.is_dir() and any(entry.name.lower().endswith(PICTURE_SUFFIXES)
-                                   for entry in os.scandir(folder)):
+        if folder.is_dir() and any(name.lower().endswith(PICTURE_SUFFIXES)
+                                   for name in os.listdir(folder)):
             return folder
     return None
 

@@ -1,0 +1,186 @@
+"""From an archive to annotation files, on the command line as a user would; bad input too."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from PIL import Image
+
+from blip_art.data.archive import open_archive
+from blip_art.data.captions import Style
+from blip_art.data.datasets import load_pairs
+from blip_art.data.prepare import Options, prepare
+from blip_art.errors import UserError
+
+RECORDS = {f"IIHIM_{n}.jpg": [notation, "31A24(+1)"] for n, notation in enumerate(
+    ["31A235", "25H", "46C24", "25F23(LION)", "24A", "24B", "25G3", "49M32", "11D12", "41A3281"])}
+RECORDS["IIHIM_unknown.jpg"] = ["no notation"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The archive, unpacked."""
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    (folder / "data.json").write_text(json.dumps(RECORDS))
+    for number, name in enumerate(RECORDS):
+        Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def archive_zip(folder, tmp_path):
+    path = tmp_path / "archive.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.iterdir()):
+            archive.write(file, f"testset/{file.name}")
+    return path
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def run(*args):
+    """The command; returns exit code, output and error output."""
+    done = subprocess.run([sys.executable, "-m", "blip_art.data", *map(str, args)],
+                          capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_prepare_writes_the_original_file_names_and_says_which_split(folder, tmp_path):
+    code, output, _ = run("prepare", folder, "-o", tmp_path / "annotation", "--style", "seed")
+    assert code == 0
+    assert "split random (not all of the original's pictures are here): 8 train" in output
+    assert {str(p.relative_to(tmp_path / "annotation"))
+            for p in (tmp_path / "annotation").rglob("*.json")} == {
+        "iconclassTrain.json", "iconclassVal.json", "iconclassTest.json",
+        "iconclassTrain_split.json", "iconclassVal_split.json", "iconclassTest_split.json",
+        "art_gt/art_val_gt.json", "art_gt/art_test_gt.json", "manifest.json", "texts.json"}
+
+
+def test_pairs_and_ground_truth_have_the_original_format(folder, tmp_path):
+    prepare(open_archive(folder), tmp_path / "a", Options(style=Style("seed")))
+    pairs = json.loads((tmp_path / "a/iconclassVal.json").read_text())
+    truth = json.loads((tmp_path / "a/art_gt/art_val_gt.json").read_text())
+    assert pairs[0]["image"].startswith("data/IIHIM_")
+    assert (pairs[0]["image_id"], len(pairs)) == ("9", 1)
+    assert truth == {"annotations": [{"image_id": 9, "caption": pairs[0]["caption"], "id": 9}],
+                     "images": [{"id": 9}]}
+
+
+def test_the_split_variant_names_a_picture_once_a_notation(folder, tmp_path):
+    prepare(open_archive(folder), tmp_path / "a", Options(style=Style("seed")))
+    pairs = load_pairs(tmp_path / "a/iconclassTrain_split.json")
+    assert len(pairs) == 16
+    assert pairs[0].image_id == pairs[1].image_id
+    assert pairs[1].caption == "postures of the head ."
+
+
+def test_the_manifest_counts_rules_and_lists_what_has_no_text(folder, tmp_path):
+    manifest = prepare(open_archive(folder), tmp_path / "a", Options())
+    assert manifest["rules"]["exact"] == 20
+    assert manifest["unknown_notations"] == ["no notation"]
+    assert manifest["pictures_without_text"] == ["IIHIM_unknown.jpg"]
+    assert manifest["data_sha256"] == hashlib.sha256(
+        (folder / "data.json").read_bytes()).hexdigest()
+    texts = json.loads((tmp_path / "a/texts.json").read_text())
+    assert texts["texts"]["24A"] == ["sun as celestial body"]
+    assert texts["iconclass"] == manifest["iconclass"]
+
+
+def test_data_json_alone_is_enough_without_pictures(folder, tmp_path):
+    alone = tmp_path / "data.json"
+    (folder / "data.json").rename(alone)
+    assert run("prepare", alone, "-o", tmp_path / "a", "--pictures", "none")[0] == 0
+    code, _, error = run("prepare", alone, "-o", tmp_path / "b")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "--pictures none" in error
+
+
+def test_a_zip_is_unpacked_beside_the_output_and_goes_on_where_it_stopped(archive_zip, tmp_path):
+    first = open_archive(archive_zip, tmp_path / "Dataset", md5(archive_zip))
+    kept, lost, cut = sorted((tmp_path / "Dataset/data").iterdir())[:3]
+    before = kept.stat().st_mtime_ns
+    lost.unlink()
+    cut.write_bytes(cut.read_bytes()[:50])
+    open_archive(archive_zip, tmp_path / "Dataset", md5(archive_zip))
+    assert first.notations == RECORDS
+    assert kept.stat().st_mtime_ns == before
+    assert lost.exists()
+    assert Image.open(cut).load()
+
+
+def test_a_zip_with_another_md5_is_refused_unless_asked_for(archive_zip, tmp_path):
+    code, _, error = run("prepare", archive_zip, "-o", tmp_path / "a")
+    assert code == 2
+    assert md5(archive_zip) in error
+    assert "--md5 none" in error
+    assert not (tmp_path / "Dataset").exists()
+    assert run("prepare", archive_zip, "-o", tmp_path / "a", "--md5", "none")[0] == 0
+
+
+def test_half_a_zip_is_refused(archive_zip, tmp_path):
+    half = tmp_path / "half.zip"
+    half.write_bytes(archive_zip.read_bytes()[:1000])
+    code, _, error = run("prepare", half, "-o", tmp_path / "a")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "no whole zip file" in error
+
+
+def test_a_zip_damaged_in_the_middle_is_refused(archive_zip, tmp_path):
+    content = bytearray(archive_zip.read_bytes())
+    with zipfile.ZipFile(archive_zip) as archive:
+        start = archive.getinfo("testset/IIHIM_5.jpg").header_offset
+    content[start + 60:start + 90] = b"x" * 30
+    archive_zip.write_bytes(content)
+    with pytest.raises(UserError, match=r"archive.zip is damaged \(.*IIHIM_5.jpg.*fetch it again"):
+        open_archive(archive_zip, tmp_path / "Dataset", "none")
+
+
+def test_a_missing_archive_is_named(tmp_path):
+    code, _, error = run("prepare", tmp_path / "none.zip", "-o", tmp_path / "a")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "no archive at" in error
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ('{"a.jpg": ["25H"', "not whole JSON"),
+    ("[]", "must map file names"),
+    ('{"a.jpg": "25H"}', "'a.jpg' must have a list of notations"),
+    ('{"a.jpg": ["no notation"]}', "no picture has a caption"),
+])
+def test_a_wrong_data_json_is_refused(content, message, tmp_path):
+    (tmp_path / "data.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        prepare(open_archive(tmp_path / "data.json"), tmp_path / "a", Options(check=False))
+
+
+def test_bad_pictures_fail_or_are_left_out(folder, tmp_path):
+    (folder / "IIHIM_1.jpg").write_text("this is text")
+    (folder / "IIHIM_2.jpg").unlink()
+    code, _, error = run("prepare", folder, "-o", tmp_path / "a")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "2 of 10 pictures" in error
+    assert "IIHIM_1.jpg: not a picture" in error
+    assert "--bad-pictures skip" in error
+    assert run("prepare", folder, "-o", tmp_path / "a", "--bad-pictures", "skip")[0] == 0
+    manifest = json.loads((tmp_path / "a/manifest.json").read_text())
+    assert manifest["bad_pictures"] == {"IIHIM_1.jpg": "not a picture", "IIHIM_2.jpg": "missing"}
+    assert sum(manifest["pictures"].values()) == 8
+
+
+def test_an_output_that_cannot_be_written_to_is_one_line(folder, tmp_path):
+    # A file in the way stops root as well, whom a folder's permissions would not.
+    (tmp_path / "file").write_text("")
+    code, _, error = run("prepare", folder, "-o", tmp_path / "file" / "annotation")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "cannot write" in error
+
+
+def test_the_original_split_is_refused_for_other_pictures(folder, tmp_path):
+    with pytest.raises(UserError, match="--split random"):
+        prepare(open_archive(folder), tmp_path / "a", Options(split="seed"))

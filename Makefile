@@ -49,12 +49,12 @@ $(INSTALLED): $(REQUIREMENTS)
 	         "environments;} on Debian: apt install python3 python3-venv" >&2
 	    exit 2
 	fi
-	if [ -e $(VENV)/incomplete ] || ! $(PYTHON) -c '' 2>/dev/null; then
+	if [ -e $(VENV)/incomplete ] || ! $(PYTHON) -m pip --version >/dev/null 2>&1; then
 	    echo "making $(VENV) with $$python"
 	    "$$python" -m venv --clear $(VENV)
 	fi
 	touch $(VENV)/incomplete
-	echo "installing the pinned packages (about 5 GB on disk, some minutes)"
+	echo "installing the pinned packages (8 GB on disk, some minutes)"
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check $(addprefix -r ,$(REQUIREMENTS))
 	rm -f $(VENV)/incomplete $(VENV)/installed-*
 	touch $@

@@ -108,10 +108,14 @@ class Demo:
 
     def delete(self) -> None:
         """Remove run and data; refuses folders that this demo did not make."""
-        for folder, sign in ((self.run.path, self.run.slurm), (self.archive.parent, self.archive)):
-            if folder.exists() and not sign.exists():
+        folders = (self.run.path, self.archive, self.annotations, self.tokenizer)
+        signs = {self.run.path: self.run.slurm, self.archive: self.archive / "demo.json"}
+        for folder in folders:
+            ours = self.run.path.parent in folder.parents and signs.get(folder, folder).exists()
+            if folder.exists() and not ours:
                 raise UserError(f"--fresh would delete {folder}, which is not a demo's; "
                                 "move it away or choose another --run")
+        for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
 
 

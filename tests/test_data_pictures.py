@@ -114,7 +114,8 @@ def test_every_caption_of_a_picture_is_trained_on(pictures):
     assert len(TrainDataset([Pair("0.png", ("one", "two"), 1)], pictures, 32)) == 2
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 5), st.integers(0, 9), st.lists(st.integers(0, 9), max_size=3),
        st.integers(0, 2**32))
 def test_augmentation_depends_on_seed_epoch_and_index_alone(dataset, epoch, index, before, noise):

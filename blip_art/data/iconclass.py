@@ -67,6 +67,7 @@ class Iconclass:
         self._texts: Dict[str, str] = self._source.texts[language]
         self._english: Dict[str, str] = self._source.texts["en"]
         self._found: Dict[str, Found] = {}
+        self._objects: Dict[str, Optional[Dict[str, Any]]] = {}
 
     def find(self, notation: str) -> Found:
         """The text of a single notation, by the first rung of the ladder that has one."""
@@ -115,11 +116,14 @@ class Iconclass:
         return Found(text, tuple(t for t in key_texts if t), "exact", tuple(notes))
 
     def _lookup(self, notation: str) -> Optional[Dict[str, Any]]:
-        try:
-            obj: Dict[str, Any] = self._source.obj(notation)
-        except self._misses:
-            return None
-        return obj if "b" in obj else None
+        # obj() copies and lists all keys of a notation: most of the time goes there.
+        if notation not in self._objects:
+            try:
+                obj = self._source.obj(notation)
+            except self._misses:
+                obj = {}
+            self._objects[notation] = obj if "b" in obj else None
+        return self._objects[notation]
 
     def _text(self, notation: str) -> str:
         return self._texts.get(notation) or self._english.get(notation, "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -92,6 +93,20 @@ def _environment() -> tuple[int, int, int]:
 
 
 @contextlib.contextmanager
+def _without_greetings() -> Iterator[None]:
+    """Gloo prints a line a rank on standard output when it connects; no setting keeps it quiet."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
+
+
+@contextlib.contextmanager
 def process_group() -> Iterator[World]:
     """Join the other ranks for the length of the block: NCCL where there are GPUs, else gloo."""
     rank, size, local_rank = _environment()
@@ -103,10 +118,11 @@ def process_group() -> Iterator[World]:
         yield World(0, 1, device)
         return
     # MASTER_ADDR and MASTER_PORT are torchrun's, or the launcher's under srun.
-    dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=size,
-                            timeout=TIMEOUT)
-    try:
+    with _without_greetings():
+        dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=size,
+                                timeout=TIMEOUT)
         control = dist.new_group(backend="gloo", timeout=TIMEOUT) if cuda else dist.group.WORLD
+    try:
         yield World(rank, size, device, control)
     finally:
         dist.destroy_process_group()
@@ -120,6 +136,10 @@ def leave_signals_to_the_rank(worker: int) -> None:
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+class Interrupted(Exception):
+    """A signal asked to stop in the middle; what is on disk is whole."""
 
 
 class Stop:

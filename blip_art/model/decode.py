@@ -204,7 +204,8 @@ def beam_search(model: BlipCaptioner, image_states: Tensor,
         if prompt_length + word < options.min_length:
             log_probs[:, model.end_id] = -torch.inf
         by_group = log_probs.view(batch, options.groups, per_group, -1)
-        tokens, parents = [], []
+        tokens: list[Tensor] = []
+        parents: list[Tensor] = []
         for i, group in enumerate(groups):
             scores = by_group[:, i]
             if i and options.diversity:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -61,16 +62,17 @@ def hf_config(model: BlipCaptioner, tokenizer: CaptionTokenizer) -> BlipConfig:
     Its defaults differ from the original: LayerNorm epsilon 1e-5 in the ViT, no label smoothing,
     no dropout.
     """
-    vit, config = model.visual_encoder, model.config
+    vit: Any = model.visual_encoder
+    config = model.config
     return BlipConfig(
         vision_config={
-            "hidden_size": vit.embed_dim, "num_hidden_layers": len(vit.blocks),
+            "hidden_size": model.vision_width, "num_hidden_layers": len(vit.blocks),
             "num_attention_heads": vit.blocks[0].attn.num_heads,
             "intermediate_size": vit.blocks[0].mlp.fc1.out_features,
             "image_size": config.image_size, "patch_size": 16, "layer_norm_eps": 1e-6},
         text_config={
             "vocab_size": model.vocab_size, "hidden_size": config.text_width,
-            "encoder_hidden_size": vit.embed_dim, "num_hidden_layers": config.text_layers,
+            "encoder_hidden_size": model.vision_width, "num_hidden_layers": config.text_layers,
             "num_attention_heads": config.text_heads, "intermediate_size": 4 * config.text_width,
             "hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.dropout,
             "label_smoothing": config.label_smoothing, "pad_token_id": tokenizer.pad_id,

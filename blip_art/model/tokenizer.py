@@ -30,8 +30,8 @@ class CaptionTokenizer:
         self.bert = _load(name_or_folder)
         self.bert.add_special_tokens({"bos_token": "[DEC]"})
         self.bert.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
-        self.dec_id: int = self.bert.convert_tokens_to_ids("[DEC]")
-        self.enc_id: int = self.bert.convert_tokens_to_ids("[ENC]")
+        self.dec_id: int = self.bert.get_vocab()["[DEC]"]
+        self.enc_id: int = self.bert.get_vocab()["[ENC]"]
         self.end_id: int = self.bert.sep_token_id
         self.pad_id: int = self.bert.pad_token_id
 

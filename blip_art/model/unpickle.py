@@ -42,11 +42,11 @@ class _Inert(_Stateless):
         """Stands for anything of ruamel.yaml that is no value."""
 
 
-class _Map(_Stateless, collections.OrderedDict):  # type: ignore[type-arg]
+class _Map(_Stateless, collections.OrderedDict):
     pass
 
 
-class _Seq(_Stateless, list):  # type: ignore[type-arg]
+class _Seq(_Stateless, list):
     pass
 
 

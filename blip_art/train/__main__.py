@@ -10,12 +10,12 @@ import argparse
 import copy
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import timm.utils
 import torch
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -23,13 +23,19 @@ from tqdm import tqdm
 from blip_art.config import Config, load_config
 from blip_art.data.datasets import Pair
 from blip_art.data.loading import TrainDataset
-from blip_art.distributed import Stop, World, leave_signals_to_the_rank, process_group
+from blip_art.distributed import (
+    Interrupted,
+    Stop,
+    World,
+    leave_signals_to_the_rank,
+    process_group,
+)
 from blip_art.errors import EXIT_INTERRUPTED, exit_cleanly
 from blip_art.files import RunDir
 from blip_art.model.captioner import BlipCaptioner, build_captioner
 from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.model.weights import load_weights, save_weights
-from blip_art.predict import Interrupted, caption_split
+from blip_art.predict import caption_split
 from blip_art.readable import readable_pairs
 from blip_art.train.batches import EpochBatches, steps_per_epoch
 from blip_art.train.checkpoint import Progress, load_checkpoint, prune_weights, save_checkpoint
@@ -60,6 +66,26 @@ def main() -> int:
     return 0
 
 
+@dataclass
+class Training:
+    """What the steps of a run work on."""
+
+    config: Config
+    run: RunDir
+    world: World
+    stop: Stop
+    tokenizer: CaptionTokenizer
+    dataset: TrainDataset
+    model: BlipCaptioner
+    ddp: Any  # the model, wrapped where there is more than one rank
+    stepper: Stepper
+    ema: Any  # timm's ModelEmaV3, or None
+
+    def save(self, progress: Progress) -> None:
+        if self.world.is_main:
+            save_checkpoint(self.run, progress, self.model, self.stepper, self.ema)
+
+
 def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionTokenizer,
           world: World, stop: Stop) -> None:
     """All epochs from the newest checkpoint on.
@@ -75,8 +101,8 @@ def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionToke
         model.set_grad_checkpointing()
     model.to(world.device)
     stepper = Stepper(model, config.train, world.device)
-    ema = (timm.utils.ModelEmaV3(model, decay=config.train.ema_decay)
-           if config.train.ema_decay else None)
+    decay = config.train.ema_decay
+    ema = timm.utils.ModelEmaV3(model, decay=decay) if decay else None
     progress = load_checkpoint(run, model, stepper, ema, world.device)
     ddp = DistributedDataParallel(
         model, device_ids=[world.device.index] if world.device.type == "cuda" else None,
@@ -84,15 +110,16 @@ def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionToke
     dataset = TrainDataset(pairs, config.data.images, config.model.image_size,
                            config.model.prompt, config.data.max_words, config.seed)
     steps = steps_per_epoch(len(dataset), config.train.batch_size, world.size)
+    training = Training(config, run, world, stop, tokenizer, dataset, model, ddp, stepper, ema)
 
     while progress.epoch < config.train.epochs:
         write_state(run, world, "running", epoch=progress.epoch, epochs=config.train.epochs)
         if progress.step < steps:
-            train_epoch(config, run, dataset, tokenizer, ddp, stepper, ema, progress, world, stop)
+            train_epoch(training, progress)
         evaluated = ema.module if ema else model
         if world.is_main:
             save_weights(evaluated, run.weights(progress.epoch))
-            write_epoch(run, config, progress, stepper, steps)
+            print(write_epoch(run, config, progress, stepper, steps), flush=True)
             prune_weights(run, config.train.keep)
         for split in config.generate.splits:
             if not run.predictions(split, progress.epoch).exists():
@@ -101,75 +128,71 @@ def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionToke
     write_state(run, world, "finished", epoch=config.train.epochs - 1, epochs=config.train.epochs)
 
 
-def train_epoch(config: Config, run: RunDir, dataset: TrainDataset, tokenizer: CaptionTokenizer,
-                ddp: nn.Module, stepper: Stepper, ema: nn.Module | None, progress: Progress,
-                world: World, stop: Stop) -> None:
+def train_epoch(t: Training, progress: Progress) -> None:
     """The steps of one epoch that are not done yet; `progress` is brought forward in place.
 
     Raises:
         Interrupted: stopped by a signal, on all ranks together, after saving.
     """
-    model = ddp.module if isinstance(ddp, DistributedDataParallel) else ddp
-    assert isinstance(model, BlipCaptioner)
-    epoch, settings = progress.epoch, config.train
-    batches = EpochBatches(len(dataset), settings.batch_size, world.rank, world.size, config.seed,
-                           epoch, progress.step)
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.data.num_workers,
+    config, settings, world, epoch = t.config, t.config.train, t.world, progress.epoch
+    batches = EpochBatches(len(t.dataset), settings.batch_size, world.rank, world.size,
+                           config.seed, epoch, progress.step)
+    loader = DataLoader(t.dataset, batch_sampler=batches, num_workers=config.data.num_workers,
                         worker_init_fn=leave_signals_to_the_rank,
                         pin_memory=world.device.type == "cuda")
     before = copy.copy(progress)
     loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
     started = saved = time.monotonic()
-
-    def bring_forward(step: int) -> None:
-        """Fold what this process did since it started into the totals of the epoch."""
-        loss, = world.sum([loss_sum.item()])
-        done = step - before.step
-        progress.step, progress.losses = step, before.losses + done * world.size
-        progress.loss_sum = before.loss_sum + loss
-        progress.pictures = before.pictures + done * settings.batch_size * world.size
-        progress.seconds = before.seconds + time.monotonic() - started
-
-    ddp.train()
+    t.ddp.train()
     with tqdm(total=batches.steps, initial=progress.step, desc=f"epoch {epoch}", unit="step",
-              disable=None if world.is_main else True) as bar:
+              leave=False, disable=None if world.is_main else True) as bar:
         for step, (images, captions) in enumerate(loader, progress.step):
-            # Dropout depends on the step alone, so a resumed run draws what an undisturbed one does
-            torch.manual_seed(
-                ((config.seed * 10_007 + epoch) * 1_000_003 + step) * 1_009 + world.rank)
+            # Dropout depends on the step alone: a resumed run draws what an undisturbed one does.
+            torch.manual_seed(dropout_seed(config.seed, epoch, step, world.rank))
             moves = (step + 1) % settings.accumulate == 0 or step + 1 == batches.steps
-            stepper.set_lr(learning_rate(settings, epoch, step, batches.steps))
-            ids, mask = tokenizer.encode(captions, config.model.max_tokens)
+            t.stepper.set_lr(learning_rate(settings, epoch, step, batches.steps))
+            ids, mask = t.tokenizer.encode(captions, config.model.max_tokens)
             images, ids, mask = (x.to(world.device, non_blocking=True)
                                  for x in (images, ids, mask))
-            with nullcontext() if moves or world.size == 1 else ddp.no_sync():
-                with autocast(stepper.dtype, world.device):
-                    loss = ddp(images, ids, mask)
-                stepper.backward(loss)
+            with nullcontext() if moves or world.size == 1 else t.ddp.no_sync():
+                with autocast(t.stepper.dtype, world.device):
+                    loss = t.ddp(images, ids, mask)
+                t.stepper.backward(loss)
             loss_sum += loss.detach()
-            if moves:
-                progress.skipped += not stepper.step()
-                if ema is not None:
-                    ema.update(model)
             _show(bar, loss_sum, step + 1 - before.step, started, settings.batch_size * world.size)
             if not moves:
                 continue
-            if world.any(bool(stop)):
-                bring_forward(step + 1)
-                if world.is_main:
-                    save_checkpoint(run, progress, model, stepper, ema)
-                raise Interrupted
-            if world.any(time.monotonic() - saved > 60 * settings.save_every_min):
-                bring_forward(step + 1)
-                if world.is_main:
-                    save_checkpoint(run, progress, model, stepper, ema)
+            progress.skipped += not t.stepper.step()
+            if t.ema is not None:
+                t.ema.update(t.model)
+            stopping = world.any(bool(t.stop))
+            if stopping or world.any(time.monotonic() - saved > 60 * settings.save_every_min):
+                bring_forward(progress, before, step + 1, loss_sum, started, t)
+                t.save(progress)
                 saved = time.monotonic()
-    bring_forward(batches.steps)
-    if world.is_main:
-        save_checkpoint(run, progress, model, stepper, ema)
+            if stopping:
+                raise Interrupted
+    bring_forward(progress, before, batches.steps, loss_sum, started, t)
+    t.save(progress)
 
 
-def _show(bar: tqdm[Iterator[None]], loss_sum: torch.Tensor, steps: int, started: float,
+def dropout_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    """One number a step and rank."""
+    return (((seed * 10_007 + epoch) * 1_000_003 + step) * 1_009 + rank) % 2**63
+
+
+def bring_forward(progress: Progress, before: Progress, step: int, loss_sum: torch.Tensor,
+                  started: float, t: Training) -> None:
+    """Fold what all ranks did since this process started the epoch into the epoch's totals."""
+    world, done = t.world, step - before.step
+    loss, = world.sum([loss_sum.item()])
+    progress.step, progress.losses = step, before.losses + done * world.size
+    progress.loss_sum = before.loss_sum + loss
+    progress.pictures = before.pictures + done * t.config.train.batch_size * world.size
+    progress.seconds = before.seconds + time.monotonic() - started
+
+
+def _show(bar: tqdm[Any], loss_sum: torch.Tensor, steps: int, started: float,
           pictures_a_step: int) -> None:
     """Bring the bar forward; the loss is only read (the GPU only waited for) when it is drawn."""
     if bar.update() and not bar.disable:
@@ -183,7 +206,9 @@ def parse_args() -> argparse.Namespace:
         prog="python -m blip_art.train", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="configuration, for example configs/caption_art.yaml")
-    parser.add_argument("--run", "--run-dir", dest="run", help="run folder (default: runs/<name of the configuration>)")
+    # torchrun under Python 3.11 takes --run for its own --run-path; --run-dir passes by it.
+    parser.add_argument("--run", "--run-dir", dest="run",
+                        help="run folder (default: runs/<name of the configuration>)")
     parser.add_argument("--resume", action="store_true",
                         help="go on from the newest checkpoint of the run folder, if there is one")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value",

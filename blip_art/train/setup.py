@@ -48,8 +48,12 @@ def write_state(run: RunDir, world: World, state: str, why: str = "",
 
 
 def write_epoch(run: RunDir, config: Config, progress: Progress, stepper: Stepper,
-                steps: int) -> None:
-    """Put this epoch's line into train.jsonl and the text log, in place of an older one."""
+                steps: int) -> str:
+    """Put this epoch's line into train.jsonl and the text log, in place of an older one.
+
+    Returns:
+        The line of the text log.
+    """
     row = {
         "epoch": progress.epoch, "loss": progress.loss_sum / max(1, progress.losses),
         "lr": learning_rate(config.train, progress.epoch, steps - 1, steps),
@@ -58,6 +62,7 @@ def write_epoch(run: RunDir, config: Config, progress: Progress, stepper: Steppe
         "steps": steps, "skipped_steps": progress.skipped}
     rows = [old for old in read_jsonl(run.train_log) if old["epoch"] < progress.epoch] + [row]
     write_jsonl(run.train_log, rows)
-    lines = (f"epoch {r['epoch']:3d}  loss {r['loss']:.4f}  lr {r['lr']:.2e}  "
-             f"{r['images_per_s']:.1f} pictures/s  {r['seconds']:.0f} s" for r in rows)
+    lines = [f"epoch {r['epoch']:3d}  loss {r['loss']:.4f}  lr {r['lr']:.2e}  "
+             f"{r['images_per_s']:.1f} pictures/s  {r['seconds']:.0f} s" for r in rows]
     write_text(config.output_file or run.output, "".join(line + "\n" for line in lines))
+    return lines[-1]

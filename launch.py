@@ -39,7 +39,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Parse the command line and run one subcommand; the exit code."""
     parser = build_parser()
     args, extra = parser.parse_known_args(argv)
-    if args.command == "train":
+    if hasattr(args, "overrides"):
         # argparse gives up on key=value behind an option: train X.yaml --run R key=value
         args.overrides += [word for word in extra if not word.startswith("-")]
         extra = [word for word in extra if word.startswith("-")]
@@ -68,10 +68,15 @@ def build_parser() -> argparse.ArgumentParser:
             ("eval", run_eval, "predict on the GPUs, then score on the CPU")):
         command = _command(commands, name, function, text)
         _run_folder(command)
+        command.add_argument("--config", metavar="CONFIG",
+                             help="settings of a run folder that has none yet, to evaluate "
+                                  "weights that were not trained here")
         command.add_argument("--weights", metavar="FILE_OR_DIR",
                              help="weights that were not trained here, for example COCO's")
-        command.add_argument("--epoch", metavar="N", type=int, help="epoch (default: the last)")
-        command.add_argument("--split", metavar="NAME", help="val or test (default: val)")
+        command.add_argument("--epoch", metavar="N", type=int, help="epoch (default: the best, or the last)")
+        command.add_argument("--split", metavar="NAME", help="val or test (default: generate.splits)")
+        command.add_argument("overrides", metavar="key=value", nargs="*",
+                             help="change the configuration, for example generate.num_beams=5")
         _processes(command)
 
     score = _command(commands, "score", run_score, "score all captions that have no scores yet")
@@ -103,7 +108,7 @@ def run_train(args: argparse.Namespace) -> int:
 
 def run_predict(args: argparse.Namespace) -> int:
     """Caption a split."""
-    run = _existing_run(args.run)
+    run = _run_to_predict(args)
     return _execute(args, [_predict_job(args, run)], run)
 
 
@@ -119,7 +124,7 @@ def run_eval(args: argparse.Namespace) -> int:
     """Two jobs, because GPUs must not wait for Java."""
     from blip_art.cluster.plan import score_job
 
-    run = _existing_run(args.run)
+    run = _run_to_predict(args)
     return _execute(args, [_predict_job(args, run), score_job(_place(args, run), run)], run)
 
 
@@ -177,8 +182,9 @@ def _submit(cluster: str, job: Job) -> int:
 def _predict_job(args: argparse.Namespace, run: RunDir) -> Job:
     from blip_art.cluster.plan import predict_job
 
-    options = [word for name in ("weights", "epoch", "split") if getattr(args, name) is not None
+    options = [word for name in ("config", "weights", "epoch", "split") if getattr(args, name) is not None
                for word in (f"--{name}", str(getattr(args, name)))]
+    options += args.overrides
     return predict_job(_place(args, run), run, options)
 
 
@@ -198,6 +204,17 @@ def _default_python() -> str:
     return str(own) if own.exists() else sys.executable
 
 
+def _run_to_predict(args: argparse.Namespace) -> RunDir:
+    """The run folder; with --config it may be a new one."""
+    from blip_art.config import load_config
+    from blip_art.files import RunDir
+
+    if not args.config:
+        return _existing_run(args.run)
+    load_config(args.config, args.overrides)
+    return RunDir(args.run)
+
+
 def _existing_run(path: str) -> RunDir:
     from blip_art.files import RunDir
 
@@ -210,7 +227,7 @@ def _existing_run(path: str) -> RunDir:
 
 def _cluster(name: str) -> str:
     if name == "slurm":
-        raise UserError("--cluster slurm is not built yet: it comes with the cluster issue; "
+        raise UserError("--cluster slurm is not built yet: "
                         "use --cluster local inside an allocation")
     if name not in ("local", "debug"):
         raise argparse.ArgumentTypeError(f"must be local, debug or slurm, not '{name}'")

@@ -87,6 +87,14 @@ def find_jars(cache: Path, jars: Sequence[Jar] = JARS) -> List[Path]:
     return found
 
 
+def jars_if_whole(cache: Path, jars: Sequence[Jar] = JARS) -> List[Path]:
+    """The jars, or none when one is absent or cut short."""
+    try:
+        return find_jars(cache, jars)
+    except UserError:
+        return []
+
+
 def fetch(cache: Path, sources: Sequence[str] = (), jars: Sequence[Jar] = JARS) -> List[Path]:
     """Bring the jars into `cache` unless they are there; safe when several processes ask.
 

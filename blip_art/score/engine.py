@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from tqdm import tqdm
 
+from blip_art.errors import UserError
 from blip_art.score import corenlp, java
 from blip_art.score.coco import cleaned
 from blip_art.score.parses import Parser, Propositions, by_cost, word_count
@@ -30,14 +31,14 @@ class Engine:
                  environ: Mapping[str, str] = os.environ) -> None:
         self._cache = cache or corenlp.cache_folder(environ)
         self._setup = java.java_setup(java_home, heap_mb, threads, environ)
-        self._environ = environ
         self._progress = progress
         self._parser: Parser = parser or self._parse_in_java
         self._tokens: Dict[str, str] = {}
         self._parses: Dict[str, Propositions] = {}
-        # Java finds SPICE's jars only when they exist at its start, so that BLEU works without.
-        self._with_corenlp = False
-        self._workers = self._new_workers([])
+        # The other metrics work without CoreNLP.
+        jars = corenlp.jars_if_whole(self._cache)
+        self._has_corenlp = bool(jars)
+        self._workers = Workers(self._setup, java.class_paths(jars), environ)
 
     def __enter__(self) -> Engine:
         return self
@@ -98,19 +99,14 @@ class Engine:
         return dict(zip(texts, parses))
 
     def require_corenlp(self) -> None:
-        """Put SPICE's jars on the class path.
+        """Refuse to go on without SPICE's parser.
 
         Raises:
-            UserError: they are not in the cache.
+            UserError: its jars were not in the cache when this engine was made.
         """
-        if not self._with_corenlp:
-            jars = corenlp.find_jars(self._cache)
-            self._workers.stop()
-            self._workers = self._new_workers(jars)
-            self._with_corenlp = True
-
-    def _new_workers(self, corenlp_jars: List[Path]) -> Workers:
-        return Workers(self._setup, java.class_paths(corenlp_jars), self._environ)
+        if not self._has_corenlp:
+            corenlp.find_jars(self._cache)
+            raise UserError("CoreNLP was fetched meanwhile; run the command again")
 
     def _map_shown(self, name: str, label: str, items: Sequence[Any]) -> List[Any]:
         with self._bar(len(items), label, unit="pictures") as bar:

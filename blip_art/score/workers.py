@@ -163,6 +163,7 @@ class Workers:
             return []
         for first in (True, False):
             left = [index for index in range(len(items)) if index not in values]
+            errors.clear()
             lost = self._try(first, name, left, items, limit_s, values, errors, on_done)
             if len(values) == len(items):
                 return [values[index] for index in range(len(items))]

@@ -1,0 +1,122 @@
+"""The same numbers as pycocoevalcap: published ones, its own classes live, its SPICE as stored.
+
+    python -m pytest tests/test_score_equality.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor.meteor import Meteor
+from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+from blip_art.score import corenlp, java
+from blip_art.score.engine import Engine
+from blip_art.score.scoring import Scores, score_with
+from tests.score_data import SPICE_PICTURES, coco_pairs
+
+# Of the first 500 pictures of val2014, the first caption against the others.
+PUBLISHED = {
+    "Bleu_1": 0.641811175337, "Bleu_2": 0.446372985846, "Bleu_3": 0.297373527902,
+    "Bleu_4": 0.192828210015, "METEOR": 0.246489639383, "ROUGE_L": 0.473388167928,
+    "CIDEr": 0.935528947599}
+# What trips tokenizers; none has a line break, which pycocoevalcap cannot take.
+ODD = ["", "   ", ".", "T.V.", "A cat & a dog's \"tail\" -- 50% off; it's 1/2 #1!",
+       "\U0001f600 a smile \U0001f600", "Caf\u00e9 \u2014 na\u00efve \u4e2d\u6587", "a ||| b",
+       "(see http://x.org/a?b=c)", "word " * 60, "tab\there", "*NL*", "cannot gonna he'll"]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    """An engine in a country where METEOR's numbers have commas."""
+    corenlp.fetch(corenlp.cache_folder(), corenlp.sources_from())
+    italy = {**os.environ, "LC_ALL": "it_IT.UTF-8",
+             "JAVA_TOOL_OPTIONS": "-Duser.language=it -Duser.country=IT"}
+    with Engine(environ=italy) as engine:
+        yield engine
+
+
+@pytest.fixture
+def java_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pycocoevalcap starts `java`."""
+    home = java.find_java_home("", os.environ)
+    monkeypatch.setenv("PATH", f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}")
+
+
+def split(pairs: dict[str, tuple[str, list[str]]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    return ({key: references for key, (_, references) in pairs.items()},
+            {key: caption for key, (caption, _) in pairs.items()})
+
+
+def scored(engine: Engine, pairs: dict[str, tuple[str, list[str]]], *metrics: str) -> Scores:
+    scores = score_with(engine, *split(pairs), metrics)
+    assert scores.failed == {}
+    return scores
+
+
+def test_published_values(engine: Engine) -> None:
+    scores = scored(engine, coco_pairs(range(500)), "bleu", "meteor", "rouge_l", "cider")
+    assert scores.metrics == pytest.approx(PUBLISHED, abs=1e-12)
+
+
+@pytest.mark.usefixtures("java_on_path")
+def test_pycocoevalcaps_classes_agree_on_odd_captions_too(engine: Engine) -> None:
+    pairs = coco_pairs(range(30000, 30030))
+    pairs.update({f"odd {number}": (text, ["a cat and a dog", text])
+                  for number, text in enumerate(ODD)})
+    references, captions = split(pairs)
+    tokenize = PTBTokenizer().tokenize
+    references = tokenize({key: [{"caption": text} for text in texts]
+                           for key, texts in references.items()})
+    captions = tokenize({key: [{"caption": text}] for key, text in captions.items()})
+    expected: dict[str, Any] = {}
+    for metric, names in ((Bleu(4), "Bleu_1 Bleu_2 Bleu_3 Bleu_4"), (Meteor(), "METEOR"),
+                          (Rouge(), "ROUGE_L"), (Cider(), "CIDEr")):
+        corpus, each = metric.compute_score(references, captions)
+        if isinstance(metric, Bleu):
+            expected.update(zip(names.split(), zip(corpus, each, strict=True), strict=True))
+        else:
+            expected[names] = (corpus, list(each))
+
+    scores = scored(engine, pairs, "bleu", "meteor", "rouge_l", "cider")
+    for name, (value, values) in expected.items():
+        assert scores.metrics[name] == pytest.approx(value, abs=1e-9), name
+        mine = [scores.per_image[key][name] for key in references]
+        assert mine == pytest.approx(values, abs=1e-9), name
+
+
+def test_spice_counts_are_pycocoevalcaps(engine: Engine) -> None:
+    golden = json.loads(Path(__file__).with_name("golden").joinpath("spice.json").read_text())
+    pairs = coco_pairs(SPICE_PICTURES)
+    expected = dict(golden["coco"])
+    for key, row in golden["art"].items():
+        pairs[key] = (row["caption"], row["references"])
+        expected[key] = row["counts"]
+    scores = scored(engine, pairs, "spice")
+    assert scores.spice_counts == expected
+    each = [row["SPICE"] for row in scores.per_image.values()]
+    assert scores.metrics["SPICE"] == pytest.approx(sum(each) / len(each))
+
+
+def test_a_line_break_in_a_caption_stays_in_it(engine: Engine) -> None:
+    clean = {"1": ("a cat sits", ["the cat sits"]), "2": ("a dog", ["a small dog runs"]),
+             "3": ("two ships", ["two ships at sea"])}
+    broken = {**clean, "1": ("a cat\r\n\u2028sits", ["the\x85cat sits"])}
+    assert scored(engine, broken, "bleu", "spice").per_image == scored(
+        engine, clean, "bleu", "spice").per_image
+
+
+def test_an_empty_caption_and_half_a_character_score_nought(engine: Engine) -> None:
+    pairs = {"1": ("", ["a cat"]), "2": ("\ud83d", ["a dog"]), "3": ("a ship", ["a ship"])}
+    scores = scored(engine, pairs, "bleu", "meteor", "rouge_l", "cider", "spice")
+    assert scores.per_image["3"]["SPICE"] == 1.0
+    assert scores.per_image["1"] == scores.per_image["2"]
+    assert scores.per_image["1"]["SPICE"] == scores.per_image["1"]["METEOR"] == 0.0

@@ -1,0 +1,99 @@
+"""A run folder's predictions are scored once, beside the floor, and the best epoch is kept.
+
+    python -m pytest tests/test_score_run.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blip_art.errors import UserError
+from blip_art.files import RunDir, read_json, write_json, write_text
+from blip_art.score.engine import Engine
+from blip_art.score.run import most_frequent_caption, score_run, write_best
+
+METRICS = ["bleu", "cider"]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with Engine(threads=1) as engine:
+        yield engine
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """Two epochs of two pictures; the references' ids are numbers, the predictions' text."""
+    run = RunDir(tmp_path / "run")
+    write_text(run.config, f"data: {{annotations: {tmp_path}, train: train.json}}\n"
+                           "score: {metrics: [bleu, cider]}\n")
+    write_json(tmp_path / "train.json", [
+        {"image": f"{name}.jpg", "caption": caption, "image_id": name}
+        for name, caption in (("a", "a ship at sea"), ("b", "a lion"), ("c", "a lion"))])
+    write_json(run.references("val"), {
+        "images": [{"id": 1}, {"id": 2}],
+        "annotations": [{"id": 1, "image_id": 1, "caption": "a lion, a tree and a crown"},
+                        {"id": 2, "image_id": 2, "caption": "a ship at sea, a sun"}]})
+    predict(run, 0, "a tree", "a ship")
+    predict(run, 1, "a lion, a tree and a crown", "a ship at sea")
+    return run
+
+
+def predict(run: RunDir, epoch: int, first: str, second: str) -> None:
+    write_json(run.predictions("val", epoch), [
+        {"image_id": "1", "caption": first}, {"image_id": "2", "caption": second}])
+
+
+def test_every_epoch_the_floor_and_the_best_are_written(run: RunDir, engine: Engine) -> None:
+    written = score_run(run, engine)
+    assert [path.name for path in written] == ["floor_val.json", "val_00.json", "val_01.json"]
+    scores = read_json(run.scores("val", 1))
+    assert (scores["split"], scores["epoch"], scores["pictures"]) == ("val", 1, 2)
+    assert set(scores["per_image"]["1"]) == set(scores["metrics"])
+    assert read_json(run.floor_scores("val"))["caption"] == "a lion"
+    best = read_json(run.best)
+    assert (best["epoch"], best["rule"]) == (1, "cider+bleu_4")
+    assert best["value"] == scores["metrics"]["CIDEr"] + scores["metrics"]["Bleu_4"]
+
+
+def test_what_is_scored_is_left_alone(run: RunDir, engine: Engine) -> None:
+    score_run(run, engine)
+    before = [path.stat().st_mtime_ns for path in sorted(run.path.rglob("*.json"))]
+    assert score_run(run, engine) == []
+    assert [path.stat().st_mtime_ns for path in sorted(run.path.rglob("*.json"))] == before
+
+
+def test_new_predictions_and_a_new_metric_are_scored(run: RunDir, engine: Engine) -> None:
+    score_run(run, engine)
+    predict(run, 1, "nothing", "of that")
+    assert [path.name for path in score_run(run, engine)] == ["val_01.json"]
+    assert read_json(run.best)["epoch"] == 0
+    written = score_run(run, engine, [*METRICS, "rouge_l"])
+    assert len(written) == 3
+
+
+def test_without_training_captions_there_is_no_floor(
+        run: RunDir, engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.path.parent / "train.json").unlink()
+    assert [path.name for path in score_run(run, engine)] == ["val_00.json", "val_01.json"]
+    assert "no floor for val: the training captions are not at" in capsys.readouterr().err
+
+
+def test_an_epoch_without_the_rules_metric_is_not_the_best(
+        run: RunDir, engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    score_run(run, engine)
+    assert write_best(run, "spice") is None
+    assert "val_01.json has no SPICE" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path, engine: Engine) -> None:
+    with pytest.raises(UserError, match=r"is no run folder \(it has no config.yaml\)"):
+        score_run(RunDir(tmp_path), engine)
+
+
+def test_the_most_frequent_caption_counts_lists_too(tmp_path: Path) -> None:
+    write_json(tmp_path / "train.json", [{"caption": ["a", "b"]}, {"caption": "b"}])
+    assert most_frequent_caption(tmp_path / "train.json") == "b"

@@ -69,12 +69,13 @@ def build_parser() -> argparse.ArgumentParser:
         command = _command(commands, name, function, text)
         _run_folder(command)
         command.add_argument("--config", metavar="CONFIG",
-                             help="settings of a run folder that has none yet, to evaluate "
-                                  "weights that were not trained here")
+                             help="settings for a run folder that has none yet")
         command.add_argument("--weights", metavar="FILE_OR_DIR",
                              help="weights that were not trained here, for example COCO's")
-        command.add_argument("--epoch", metavar="N", type=int, help="epoch (default: the best, or the last)")
-        command.add_argument("--split", metavar="NAME", help="val or test (default: generate.splits)")
+        command.add_argument("--epoch", metavar="N", type=int,
+                             help="epoch (default: the best, or the last)")
+        command.add_argument("--split", metavar="NAME",
+                             help="val or test (default: generate.splits)")
         command.add_argument("overrides", metavar="key=value", nargs="*",
                              help="change the configuration, for example generate.num_beams=5")
         _processes(command)
@@ -182,7 +183,8 @@ def _submit(cluster: str, job: Job) -> int:
 def _predict_job(args: argparse.Namespace, run: RunDir) -> Job:
     from blip_art.cluster.plan import predict_job
 
-    options = [word for name in ("config", "weights", "epoch", "split") if getattr(args, name) is not None
+    options = [word for name in ("config", "weights", "epoch", "split")
+               if getattr(args, name) is not None
                for word in (f"--{name}", str(getattr(args, name)))]
     options += args.overrides
     return predict_job(_place(args, run), run, options)

@@ -132,14 +132,14 @@ def _weights(args: argparse.Namespace, run: RunDir, config: Config) -> tuple[str
     epoch = args.epoch if args.epoch is not None else (
         read_json(run.best)["epoch"] if run.best.exists() else (saved or [-1])[-1])
     if epoch not in saved:
-        there = ", ".join(map(str, saved)) or "none"
-        raise UserError(f"{run.path} has no weights of epoch {epoch} (on disk: {there}); "
-                        "choose one with --epoch or give --weights FILE")
+        which = f"of epoch {epoch} (there are {', '.join(map(str, saved))})" if saved else "yet"
+        raise UserError(f"{run.path} has no weights {which}; train, choose an --epoch, or give "
+                        "--weights FILE")
     return str(run.weights(epoch)), epoch
 
 
-def main() -> int:
-    args = parse_args()
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
     run = RunDir(args.run)
     config = _run_config(args, run)
     source, epoch = _weights(args, run, config)
@@ -160,7 +160,7 @@ def main() -> int:
     return 0
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m blip_art.predict", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -176,7 +176,7 @@ def parse_args() -> argparse.Namespace:
                         help="split to caption, may be repeated (default: generate.splits)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value",
                         help="change a setting, for example generate.num_beams=5")
-    return parser.parse_intermixed_args()  # key=value may stand anywhere
+    return parser.parse_intermixed_args(argv)  # key=value may stand anywhere
 
 
 if __name__ == "__main__":

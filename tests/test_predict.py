@@ -1,0 +1,69 @@
+"""Captions of weights that were not trained in the run folder, merged candidates, bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from blip_art.config import load_config
+from blip_art.errors import UserError
+from blip_art.files import RunDir, read_json
+from blip_art.merge import merge_captions
+from blip_art.model.captioner import build_captioner
+from blip_art.model.tokenizer import CaptionTokenizer
+from blip_art.model.weights import save_weights
+from blip_art.predict import main
+from tests.mini import write_mini
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("mini")
+    config = write_mini(folder, train=4, val=5)
+    loaded = load_config(config)
+    torch.manual_seed(0)
+    model = build_captioner(loaded.model, CaptionTokenizer(loaded.model.tokenizer))
+    save_weights(model, folder / "weights.safetensors")
+    return config
+
+
+@pytest.fixture(autouse=True)
+def beside_the_configuration(config, monkeypatch):
+    monkeypatch.chdir(config.parent)
+
+
+@pytest.mark.parametrize("method", ["beam", "nucleus", "diverse"])
+def test_three_candidates_are_merged_and_kept(tmp_path, method):
+    assert main(["--run", str(tmp_path / "run"), "--config", "config.yaml", "--weights",
+                 "weights.safetensors", "generate.captions=3", f"generate.method={method}"]) == 0
+    rows = read_json(RunDir(tmp_path / "run").predictions("val", 0))
+    assert [row["image_id"] for row in rows] == ["1", "2", "3", "4", "5"]
+    for row in rows:
+        assert len(row["candidates"]) == 3
+        assert row["caption"] == merge_captions(row["candidates"])
+
+
+def test_captions_do_not_depend_on_the_batch(tmp_path):
+    files = []
+    for batch in (1, 4):
+        run = RunDir(tmp_path / f"batch{batch}")
+        assert main(["--run", str(run.path), "--config", "config.yaml", "--weights",
+                     "weights.safetensors", "generate.method=nucleus",
+                     f"generate.batch_size={batch}"]) == 0
+        files.append(run.predictions("val", 0).read_text())
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ([], "has no config.yaml; train first, or give --config"),
+    (["--config", "config.yaml"], "has no weights yet; train, choose an --epoch"),
+    (["--config", "config.yaml", "--weights", "nowhere.pth"], "no weights at nowhere.pth"),
+    (["--config", "config.yaml", "--weights", "weights.safetensors", "model.text_width=64"],
+     "does not fit model.vit=tiny"),
+])
+def test_a_mistake_says_the_next_step(tmp_path, arguments, message):
+    with pytest.raises(UserError) as error:
+        main(["--run", str(tmp_path / "run"), *arguments])
+    assert message in str(error.value)

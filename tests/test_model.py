@@ -26,7 +26,7 @@ def tokenizer(tmp_path_factory) -> CaptionTokenizer:
     return CaptionTokenizer(str(folder))
 
 
-@pytest.fixture(scope="module", params=[96, 192], ids=["own width", "vision width"])
+@pytest.fixture(scope="module", params=[96, 128], ids=["own width", "vision width"])
 def model(request, tokenizer) -> BlipCaptioner:
     torch.manual_seed(0)
     model = build_captioner(ModelConfig(vit="tiny", image_size=64, text_width=request.param,

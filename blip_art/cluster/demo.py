@@ -51,7 +51,8 @@ class Demo:
             return module_job(self.checkout, name, self.run.slurm, module, *args)
 
         return [
-            Stage(module("draw", "blip_art.data", "demo", "-o", str(self.archive)),
+            Stage(module("draw", "blip_art.data", "demo", "-o", str(self.archive),
+                         "--pictures", "3000"),
                   lambda: (self.archive / "data.json").exists()),
             Stage(module("prepare", "blip_art.data", "prepare", str(self.archive),
                          "-o", str(self.annotations)),

@@ -66,10 +66,15 @@ class Demo:
             Stage(collect_job(self.checkout, [self.run], self.report), self.collected),
         ]
 
+    def outdated(self) -> bool:
+        """A run is there, but of other settings: after an update, say."""
+        return self.run.config.exists() and bool(
+            differences(load_config(self.run.config), self.config))
+
     def trained(self) -> bool:
-        """Finished, with the configuration as it is now."""
-        return (self.run.state.exists() and read_json(self.run.state)["state"] == "finished"
-                and not differences(load_config(self.run.config), self.config))
+        """Every epoch is done."""
+        return (self.run.state.exists()
+                and read_json(self.run.state)["state"] == "finished")
 
     def scored(self) -> bool:
         """Every captioned epoch has scores newer than its captions, and there is a floor."""
@@ -88,6 +93,9 @@ class Demo:
 
     def play(self, submit: Callable[[Job], int]) -> int:
         """Run what is not done, print seconds a stage, the scores and the page's path."""
+        if self.outdated():
+            print(f"{self.config_file.name} has changed: starting again", flush=True)
+            self.delete()
         ran = False
         for job, done in self.stages():
             # What follows a stage that ran is run too: its input has changed.

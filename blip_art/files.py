@@ -171,6 +171,15 @@ class RunDir:
         """Scores of the most frequent training caption, given to every picture."""
         return self.path / "scores" / f"floor_{split}.json"
 
+    def oracle_scores(self, split: str) -> Path:
+        """Scores of each picture's first reference, cut to the length captions may have."""
+        return self.path / "scores" / f"oracle_{split}.json"
+
+    @property
+    def scoring_lock(self) -> Path:
+        """Held by the process that scores, so that two do no double work."""
+        return self.path / "scores" / ".lock"
+
     def predicted(self) -> List[Result]:
         """Prediction files, by split and epoch."""
         return _results(self.path / "predictions")

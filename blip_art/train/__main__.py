@@ -37,8 +37,9 @@ from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.model.weights import load_weights, save_weights
 from blip_art.predict import caption_split
 from blip_art.readable import readable_pairs
+from blip_art.retention import prune_weights
 from blip_art.train.batches import EpochBatches, steps_per_epoch
-from blip_art.train.checkpoint import Progress, load_checkpoint, prune_weights, save_checkpoint
+from blip_art.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from blip_art.train.optim import Stepper, autocast, learning_rate
 from blip_art.train.setup import open_run, write_epoch, write_state
 

@@ -1,4 +1,4 @@
-"""The one file a run resumes from, and which epochs' weights stay on disk.
+"""The one file a run resumes from.
 
     save_checkpoint(run, progress, model, stepper); progress = load_checkpoint(run, model, stepper)
 """
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from blip_art.errors import UserError
-from blip_art.files import RunDir, read_json, written_aside
+from blip_art.files import RunDir, written_aside
 from blip_art.model.captioner import BlipCaptioner
 from blip_art.train.optim import Stepper
 
@@ -67,18 +67,3 @@ def load_checkpoint(run: RunDir, model: BlipCaptioner, stepper: Stepper,
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"cannot resume from {run.last_checkpoint} ({reason}); move it away to "
                         "start this run again") from error
-
-
-def prune_weights(run: RunDir, keep: str) -> None:
-    """With 'best_last' remove weights that are neither best nor last, once they are scored.
-
-    An epoch that has captions but no scores yet may still turn out best, so it stays.
-    """
-    epochs = run.saved_epochs()
-    if keep == "all" or not run.best.exists() or not epochs:
-        return
-    best = int(read_json(run.best)["epoch"])
-    scored = {result.epoch for result in run.scored() if result.split == "val"}
-    for epoch in epochs[:-1]:
-        if epoch != best and epoch in scored:
-            run.weights(epoch).unlink(missing_ok=True)

@@ -16,10 +16,12 @@ from transformers import BertConfig, BertLMHeadModel
 from blip_art.config import ModelConfig
 from blip_art.model.tokenizer import CaptionTokenizer
 
-# ViT-B/16 and ViT-L/16 as in BLIP (stochastic depth 0.1 in the large one only); 'tiny' is for
-# the demo and tests: small patches, because it learns from nothing. LayerNorm's epsilon is timm's 1e-6, which the weights were trained with.
+# ViT-B/16 and ViT-L/16 as in BLIP (stochastic depth 0.1 in the large one only). 'tiny' is for
+# the demo and tests: small patches, because it learns from nothing. LayerNorm's epsilon is timm's
+# 1e-6, which the original weights were trained with.
 VITS: dict[str, tuple[str, dict[str, Any]]] = {
-    "tiny": ("vit_tiny_patch16_384", {"patch_size": 8, "embed_dim": 128, "depth": 3, "num_heads": 2}),
+    "tiny": ("vit_tiny_patch16_384",
+             {"patch_size": 8, "embed_dim": 128, "depth": 3, "num_heads": 2}),
     "base": ("vit_base_patch16_384", {}),
     "large": ("vit_large_patch16_384", {"drop_path_rate": 0.1}),
 }

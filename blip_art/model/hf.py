@@ -69,7 +69,8 @@ def hf_config(model: BlipCaptioner, tokenizer: CaptionTokenizer) -> BlipConfig:
             "hidden_size": model.vision_width, "num_hidden_layers": len(vit.blocks),
             "num_attention_heads": vit.blocks[0].attn.num_heads,
             "intermediate_size": vit.blocks[0].mlp.fc1.out_features,
-            "image_size": config.image_size, "patch_size": vit.patch_embed.patch_size[0], "layer_norm_eps": 1e-6},
+            "image_size": config.image_size, "patch_size": vit.patch_embed.patch_size[0],
+            "layer_norm_eps": 1e-6},
         text_config={
             "vocab_size": model.vocab_size, "hidden_size": config.text_width,
             "encoder_hidden_size": model.vision_width, "num_hidden_layers": config.text_layers,

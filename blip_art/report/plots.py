@@ -156,7 +156,7 @@ def _draw_curve(axes: Axes, curve: Curve, place: int, ink: Ink, alone: bool) -> 
         axes.plot(*curve.best, marker=marker, markersize=10, markerfacecolor=ink.paper,
                   markeredgecolor=colour, markeredgewidth=2.2, linestyle="none", zorder=5)
     if curve.best and alone:
-        _label_best(axes, curve, colour, ink)
+        _label_best(axes, curve, colour)
 
 
 def _draw_grey(axes: Axes, curves: Sequence[Curve], ink: Ink) -> None:
@@ -167,20 +167,12 @@ def _draw_grey(axes: Axes, curves: Sequence[Curve], ink: Ink) -> None:
         label = None  # one entry in the legend for all of them
 
 
-def _label_best(axes: Axes, curve: Curve, colour: str, ink: Ink) -> None:
-    """The best epoch's value beside its marker, on the side that the line leaves free."""
+def _label_best(axes: Axes, curve: Curve, colour: str) -> None:
+    """The best epoch's value beside the title, where no line can cross it."""
     assert curve.best is not None
     epoch, value = curve.best
-    first, last = curve.points[0][0], curve.points[-1][0]
-    neighbours = [v for e, v in curve.points if abs(e - epoch) == 1]
-    above = value >= max(neighbours, default=value)
-    place = (epoch - first) / (last - first) if last > first else 0.5
-    side = "left" if place < 0.25 else "right" if place > 0.75 else "center"
-    axes.annotate(f"best epoch {epoch}: {value:.3f}", curve.best, fontsize=9, fontweight="bold",
-                  xytext=({"left": -6, "right": 6, "center": 0}[side], 10 if above else -10),
-                  textcoords="offset points", ha=side, va="bottom" if above else "top",
-                  color=colour, zorder=6,
-                  path_effects=[withStroke(linewidth=3, foreground=ink.paper)])
+    axes.annotate(f"best epoch {epoch}: {value:.3f}", (1, 1.02), xycoords="axes fraction",
+                  fontsize=9, fontweight="bold", ha="right", va="bottom", color=colour)
 
 
 def _stretches(points: Sequence[Tuple[int, float]]) -> List[List[Tuple[int, float]]]:

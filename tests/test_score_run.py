@@ -12,8 +12,9 @@ import pytest
 
 from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json, write_json, write_text
+from blip_art.score.baselines import most_frequent_caption
 from blip_art.score.engine import Engine
-from blip_art.score.run import most_frequent_caption, score_run, write_best
+from blip_art.score.run import score_run, write_best
 
 METRICS = ["bleu", "cider"]
 
@@ -49,7 +50,8 @@ def predict(run: RunDir, epoch: int, first: str, second: str) -> None:
 
 def test_every_epoch_the_floor_and_the_best_are_written(run: RunDir, engine: Engine) -> None:
     written = score_run(run, engine)
-    assert [path.name for path in written] == ["floor_val.json", "val_00.json", "val_01.json"]
+    assert [path.name for path in written] == [
+        "floor_val.json", "val_00.json", "val_01.json", "oracle_val.json"]
     scores = read_json(run.scores("val", 1))
     assert (scores["split"], scores["epoch"], scores["pictures"]) == ("val", 1, 2)
     assert set(scores["per_image"]["1"]) == set(scores["metrics"])
@@ -72,13 +74,14 @@ def test_new_predictions_and_a_new_metric_are_scored(run: RunDir, engine: Engine
     assert [path.name for path in score_run(run, engine)] == ["val_01.json"]
     assert read_json(run.best)["epoch"] == 0
     written = score_run(run, engine, [*METRICS, "rouge_l"])
-    assert len(written) == 3
+    assert len(written) == 4
 
 
 def test_without_training_captions_there_is_no_floor(
         run: RunDir, engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
     (run.path.parent / "train.json").unlink()
-    assert [path.name for path in score_run(run, engine)] == ["val_00.json", "val_01.json"]
+    assert [path.name for path in score_run(run, engine)] == [
+        "val_00.json", "val_01.json", "oracle_val.json"]
     assert "no floor for val: the training captions are not at" in capsys.readouterr().err
 
 
@@ -95,5 +98,6 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path, engine: Engine) -> Non
 
 
 def test_the_most_frequent_caption_counts_lists_too(tmp_path: Path) -> None:
-    write_json(tmp_path / "train.json", [{"caption": ["a", "b"]}, {"caption": "b"}])
+    write_json(tmp_path / "train.json", [
+        {"image": "1.jpg", "caption": ["a", "b"]}, {"image": "2.jpg", "caption": "b"}])
     assert most_frequent_caption(tmp_path / "train.json") == "b"

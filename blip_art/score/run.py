@@ -1,4 +1,4 @@
-"""Scores what is unscored in a run folder: every epoch, the constant-caption floor, the best epoch.
+"""Scores what is unscored in a run folder: every epoch, floor and oracle, and the best epoch.
 
     python -m blip_art.score --run runs/caption_art
 """
@@ -7,46 +7,131 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections import Counter
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from blip_art.config import BEST_RULES, Config, load_config
 from blip_art.errors import UserError
 from blip_art.files import Result, RunDir, read_json, write_json
+from blip_art.score import baselines
 from blip_art.score.coco import read_captions, read_references
 from blip_art.score.engine import Engine
-from blip_art.score.scoring import Scores, score_with
+from blip_art.score.record import record, references_hash
 
 
 def score_run(run: RunDir, engine: Engine, metrics: Sequence[str] = ()) -> List[Path]:
-    """Score the run's unscored predictions and floors and choose the best epoch.
+    """Score the run's unscored predictions, floors and oracles and choose the best epoch.
 
     Returns:
         The score files that were written.
 
     Raises:
-        UserError: no such run, or a file in it cannot be used.
+        UserError: no such run, or a file in it cannot be used; what can be scored is, first.
+    """
+    config = run_config(run)
+    metrics = metrics or config.score.metrics
+    written: List[Path] = []
+    refused: List[str] = []
+    for split in dict.fromkeys(result.split for result in run.predicted()):
+        try:
+            scorer = SplitScorer(run, config, split, engine, metrics)
+        except UserError as error:
+            refused.append(str(error))
+            continue
+        epochs = [partial(scorer.epoch, result) for result in run.predicted()
+                  if result.split == split]
+        # The oracle last: it says least, and long captions are the dearest.
+        steps: List[Callable[[], Optional[Path]]] = [scorer.floor, *epochs, scorer.oracle]
+        for step in steps:
+            try:
+                path = step()
+                written += [path] if path else []
+            except UserError as error:
+                refused.append(str(error))
+    write_best(run, config.score.best)
+    if refused:
+        more = f"; and {len(refused) - 1} more" if len(refused) > 1 else ""
+        raise UserError(f"{refused[0]}{more}")
+    return written
+
+
+def run_config(run: RunDir) -> Config:
+    """The configuration of a run.
+
+    Raises:
+        UserError: the folder is no run's.
     """
     if not run.config.is_file():
         raise UserError(f"{run.path} is no run folder (it has no config.yaml); "
                         "give the folder that training wrote")
-    config = load_config(run.config)
-    metrics = metrics or config.score.metrics
-    predicted = run.predicted()
-    todo = [result for result in predicted if _is_open(run, result, metrics)]
-    written = []
-    for split in dict.fromkeys(result.split for result in predicted):
-        references = read_references(run.references(split))
-        written += _score_floor(run, config, split, references, engine, metrics)
-        for result in todo:
-            if result.split == split:
-                _say(f"scoring {result.path.name}")
-                scores = score_with(engine, references, read_captions(result.path), metrics)
-                written.append(_write(run.scores(split, result.epoch), scores, {
-                    "split": split, "epoch": result.epoch, "predictions": _hash(result.path)}))
-    write_best(run, config.score.best)
-    return written
+    return load_config(run.config)
+
+
+class SplitScorer:
+    """Writes the score files of one split that are not there yet, or not of these texts."""
+
+    def __init__(self, run: RunDir, config: Config, split: str, engine: Engine,
+                 metrics: Sequence[str]) -> None:
+        self._run, self._config, self._split = run, config, split
+        self._engine, self._metrics = engine, metrics
+        self._references = read_references(run.references(split))
+        self._hash = references_hash(list(self._references), list(self._references.values()))
+        self._max_words = baselines.caption_words(config)
+
+    def epoch(self, result: Result) -> Optional[Path]:
+        """Captions of one epoch."""
+        path = self._run.scores(self._split, result.epoch)
+        head = {"split": self._split, "epoch": result.epoch,
+                "predictions": hashlib.sha256(result.path.read_bytes()).hexdigest()}
+        return self._score(path, head, lambda: read_captions(result.path))
+
+    def floor(self) -> Optional[Path]:
+        """The most frequent training caption for every picture."""
+        path = self._run.floor_scores(self._split)
+        if self._is_current(path, {"split": self._split}):
+            return None
+        pairs = baselines.training_list(self._run, self._config)
+        if pairs is None:
+            say(f"no floor for {self._split}: the training captions are not at "
+                f"{Path(self._config.data.annotations, self._config.data.train)}")
+            return None
+        caption = baselines.most_frequent_caption(pairs)
+        return self._score(path, {"split": self._split, "caption": caption},
+                           lambda: baselines.floor_captions(self._references, caption))
+
+    def oracle(self) -> Optional[Path]:
+        """Each picture's first reference, cut to the words a caption can have."""
+        return self._score(
+            self._run.oracle_scores(self._split),
+            {"split": self._split, "max_words": self._max_words},
+            lambda: baselines.oracle_captions(self._references, self._max_words))
+
+    def _score(self, path: Path, head: Dict[str, Any],
+               captions: Callable[[], Mapping[str, str]]) -> Optional[Path]:
+        if self._is_current(path, head):
+            return None
+        say(f"scoring {path.stem}" + (f": every caption is {head['caption']!r}"
+                                      if "caption" in head else ""))
+        found = record(self._engine, self._references, captions(), self._metrics,
+                       max_words=self._max_words)
+        write_json(path, {**head, **found})
+        for name, why in found["failed"].items():
+            say(f"{path.name}: {name} failed: {why}")
+        return path
+
+    def _is_current(self, path: Path, head: Mapping[str, Any]) -> bool:
+        """Whether the file is of these captions and references and has all metrics."""
+        if not path.exists():
+            return False
+        try:
+            stored = read_json(path)
+        except UserError:  # a broken file is made again
+            return False
+        return (isinstance(stored, dict) and stored.items() >= head.items()
+                and stored.get("references", {}).get("sha256") == self._hash
+                and all(name in stored.get("seconds", ()) and name not in stored.get("failed", ())
+                        for name in self._metrics))
 
 
 def write_best(run: RunDir, rule: str) -> Optional[Dict[str, Any]]:
@@ -58,8 +143,8 @@ def write_best(run: RunDir, rule: str) -> Optional[Dict[str, Any]]:
         found = read_json(result.path)["metrics"]
         lacking = [name for name in BEST_RULES[rule] if name not in found]
         if lacking:
-            _say(f"{result.path.name} has no {', '.join(lacking)}: "
-                 f"not considered for the best epoch by '{rule}'")
+            say(f"{result.path.name} has no {', '.join(lacking)}: "
+                f"not considered for the best epoch by '{rule}'")
             continue
         values[result.epoch] = sum(found[name] for name in BEST_RULES[rule])
     if not values:
@@ -71,63 +156,6 @@ def write_best(run: RunDir, rule: str) -> Optional[Dict[str, Any]]:
     return best
 
 
-def most_frequent_caption(path: Path) -> str:
-    """The caption that most training pairs have; of equals the first.
-
-    Raises:
-        UserError: the file is no JSON list of pairs.
-    """
-    rows = read_json(path)
-    if not isinstance(rows, list) or not rows:
-        raise UserError(f"{path} must hold a list of {{image, caption}} to take the floor from")
-    captions: Counter[str] = Counter()
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict) or "caption" not in row:
-            raise UserError(f"{path}: entry {number} has no caption")
-        texts = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
-        captions.update(str(text) for text in texts)
-    return captions.most_common(1)[0][0]
-
-
-def _score_floor(run: RunDir, config: Config, split: str, references: Dict[str, List[str]],
-                 engine: Engine, metrics: Sequence[str]) -> List[Path]:
-    path = run.floor_scores(split)
-    if path.exists() and _has_all(path, metrics):
-        return []
-    pairs = Path(config.data.annotations) / config.data.train
-    if not pairs.is_file() or pairs.suffix != ".json":
-        _say(f"no floor for {split}: the training captions are not at {pairs}")
-        return []
-    caption = most_frequent_caption(pairs)
-    _say(f"scoring the floor of {split}: every caption is {caption!r}")
-    scores = score_with(engine, references, dict.fromkeys(references, caption), metrics)
-    return [_write(path, scores, {"split": split, "caption": caption})]
-
-
-def _is_open(run: RunDir, result: Result, metrics: Sequence[str]) -> bool:
-    """Whether these predictions have no scores, or not of this text, or not all metrics."""
-    path = run.scores(result.split, result.epoch)
-    if not path.exists() or not _has_all(path, metrics):
-        return True
-    return bool(read_json(path).get("predictions") != _hash(result.path))
-
-
-def _has_all(path: Path, metrics: Sequence[str]) -> bool:
-    stored = read_json(path)
-    return all(name in stored.get("seconds", ()) and name not in stored.get("failed", ())
-               for name in metrics)
-
-
-def _write(path: Path, scores: Scores, head: Dict[str, Any]) -> Path:
-    write_json(path, {**head, **scores.to_json()})
-    for name, why in scores.failed.items():
-        _say(f"{path.name}: {name} failed: {why}")
-    return path
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+def say(line: str) -> None:
+    """To whoever watches, or the job's log."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,91 @@
+"""One row of results: scores, their intervals, and what a reader must know to believe them.
+
+    record(engine, references, captions, ["bleu", "cider"], max_words=16)["captions"]["empty_share"]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from typing import Any, Dict, List, Mapping, Sequence
+
+import numpy as np
+
+from blip_art.score import bootstrap
+from blip_art.score.coco import Pairs, paired
+from blip_art.score.engine import Engine
+from blip_art.score.scoring import score_with
+
+
+def record(engine: Engine, references: Mapping[Any, Sequence[str]], captions: Mapping[Any, str],
+           metrics: Sequence[str], *, subset: bool = False, max_words: int = 0,
+           resamples: int = bootstrap.RESAMPLES) -> Dict[str, Any]:
+    """Score captions and describe them: the content of a score file.
+
+    Args:
+        max_words: most words a caption may have; 0 does not look for longer references.
+        resamples: draws of pictures that intervals are taken from; 0 takes none.
+
+    Raises:
+        UserError: unknown metric, pictures that do not match, no CoreNLP for SPICE.
+    """
+    scores = score_with(engine, references, captions, metrics, subset=subset)
+    pairs = paired(references, captions, subset)
+    found = scores.to_json()
+    found["references"] = describe_references(pairs, max_words)
+    if "tokenize" not in scores.seconds:  # it failed, and all metrics with it
+        return found
+    texts = _tokenized(pairs, engine)
+    found["captions"] = describe_captions(pairs.captions, texts.captions)
+    counts = {}
+    if "Bleu_4" in scores.metrics:
+        counts = {key: bootstrap.bleu_counts(caption, references)
+                  for key, caption, references in zip(*texts)}
+        sums = np.sum(list(counts.values()), axis=0, dtype=float)[None]
+        found["bleu"] = {"brevity_penalty": float(bootstrap.brevity_penalty(sums)[0]),
+                         "length_ratio": float(bootstrap.length_ratio(sums)[0])}
+        found["bleu_counts"] = counts
+    if resamples and scores.metrics:
+        began = time.monotonic()
+        sample = bootstrap.Sample.of(scores.metrics, scores.per_image, counts)
+        found["intervals"] = bootstrap.intervals(sample, resamples)
+        found["bootstrap"] = bootstrap.settings(resamples)
+        found["seconds"]["intervals"] = round(time.monotonic() - began, 3)
+    return found
+
+
+def describe_captions(captions: Sequence[str], tokenized: Sequence[str]) -> Dict[str, Any]:
+    """Signs of a model that says nothing, or always the same; told apart as the metrics do."""
+    times = Counter(tokenized)
+    most, count = times.most_common(1)[0]
+    return {"empty_share": sum(not text.strip() for text in tokenized) / len(tokenized),
+            "most_frequent": captions[tokenized.index(most)],
+            "most_frequent_share": count / len(tokenized),
+            "unique_ratio": len(times) / len(tokenized),
+            "mean_words": sum(len(text.split()) for text in tokenized) / len(tokenized)}
+
+
+def describe_references(pairs: Pairs, max_words: int) -> Dict[str, Any]:
+    """How many there are, what they are, and the share that no caption can be as long as."""
+    texts = [text for lines in pairs.references for text in lines]
+    found = {"sha256": references_hash(pairs.ids, pairs.references), "count": len(texts)}
+    if max_words:
+        longer = sum(len(text.split()) > max_words for text in texts)
+        found.update(max_words=max_words, longer_share=longer / len(texts))
+    return found
+
+
+def references_hash(ids: Sequence[str], references: Sequence[Sequence[str]]) -> str:
+    """Equal for equal references of equal pictures, in whatever order the pictures are listed."""
+    text = json.dumps(sorted(zip(ids, map(list, references))))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _tokenized(pairs: Pairs, engine: Engine) -> Pairs:
+    """The texts as the metrics read them; the engine remembers, so that this costs nothing."""
+    flat: List[str] = [*pairs.captions, *(t for lines in pairs.references for t in lines)]
+    tokens = iter(engine.tokenize(flat))
+    captions = [next(tokens) for _ in pairs.captions]
+    return Pairs(pairs.ids, captions, [[next(tokens) for _ in t] for t in pairs.references])

@@ -1,4 +1,4 @@
-"""The command line of scoring: two files, or all of a run; and the fetch of CoreNLP.
+"""The command line of scoring: two files, a run, a run that is still training, or a comparison.
 
     python -m blip_art.score REFS.json RESULTS.json --metrics bleu,cider
 """
@@ -6,24 +6,39 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from blip_art.config import METRIC_NAMES
 from blip_art.errors import EXIT_FAILED, UserError, exit_cleanly
 from blip_art.files import RunDir, read_json, write_json
 from blip_art.score import corenlp
+from blip_art.score.shown import comparison_table, sentence, table, verdict, with_intervals
+
+# Modules with metrics are imported where they are used: fetching must work without them.
 
 EPILOG = """examples:
   python -m blip_art.score fetch                              once, with network: for SPICE
   python -m blip_art.score refs.json results.json             any COCO-format pair of files
   python -m blip_art.score refs.json results.json --metrics bleu,cider --json scores.json
+  python -m blip_art.score refs.json results.json --floor train.json --oracle 16
   python -m blip_art.score --run runs/caption_art             all unscored epochs of a run
+  python -m blip_art.score --follow runs/caption_art          the same while it is training
+  python -m blip_art.score compare a.json b.json              is B better, or is it chance?
 
 REFS.json is COCO ground truth ({"images": [...], "annotations": [{"image_id", "caption"}]}) or a
 list of {"image_id", "caption"}; RESULTS.json is a list with one caption a picture. Ids match as
-text: 7 and "7" are the same picture.
+text: 7 and "7" are the same picture. A picture without a caption is an error unless --subset.
+
+metrics:
+  bleu      matching groups of 1 to 4 words, of all pictures at once (Papineni et al. 2002)
+  meteor    aligned words, stems, synonyms, paraphrases (Denkowski & Lavie 2014)
+  rouge_l   longest common subsequence (Lin 2004)
+  cider     word groups weighted by rarity in these references: CIDEr-D (Vedantam et al. 2015)
+  spice     objects, attributes and relations in scene graphs (Anderson et al. 2016)
+Values equal pycocoevalcap's. Under them: the 95 % interval over pictures (bootstrap, 1,000 draws).
 
 environment:
   BLIP_ART_CACHE     where CoreNLP is kept; may be read-only once it is there
@@ -31,23 +46,32 @@ environment:
   BLIP_ART_JAVA      the Java to use instead of the packaged one
   BLIP_ART_HEAP_MB   Java's largest heap; by default what the job's memory limit allows
 
-exit code: 0, 1 when a metric failed (the others are written), 2 when the input is wrong"""
+exit code: 0, 1 when a metric failed (the others are written), 2 when the input is wrong,
+130 when interrupted"""
+
+COMPARE_EPILOG = """examples:
+  python -m blip_art.score compare runs/a/scores/val_03.json runs/b/scores/val_07.json
+  python -m blip_art.score compare a_results.json b_results.json --refs refs.json --metrics cider
+
+Both are measured on the same draws of pictures (paired bootstrap; Koehn 2004 for BLEU). The
+interval is that of the difference; p is how often a draw turns its sign, doubled. Files scored
+against other references or other pictures are refused. Of many comparisons some find p below 0.05
+by chance: decide beforehand what to compare, and on which metric."""
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the command; returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments[:1] == ["fetch"]:
-        return _fetch(arguments[1:])
+    if arguments and arguments[0] in COMMANDS:
+        return COMMANDS[arguments[0]](arguments[1:])
     options = _parser().parse_args(arguments)
     metrics = _metrics(options.metrics)
+    _refuse_mixture(options)
+    if options.follow:
+        return _follow(RunDir(options.follow), options, metrics)
     if options.run:
-        if options.files or options.json:
-            raise UserError("--run scores a run folder; leave out the files and --json")
         return _score_run(RunDir(options.run), options, metrics)
-    if len(options.files) != 2:
-        raise UserError("give REFS.json and RESULTS.json, or --run RUN; --help shows examples")
-    return _score_files(options, metrics)
+    return _score_files(options, metrics or METRIC_NAMES)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,16 +82,52 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("files", nargs="*", metavar="REFS.json RESULTS.json",
                         help="references and captions")
     parser.add_argument("--run", metavar="RUN", help="score the predictions of this run folder")
+    parser.add_argument("--follow", metavar="RUN",
+                        help="score this run's epochs as they appear; end when training has")
+    parser.add_argument("--json", metavar="FILE",
+                        help="write everything, by picture, to FILE; - prints it")
+    pairs = parser.add_argument_group("two files")
+    pairs.add_argument("--subset", action="store_true",
+                       help="score only the pictures that have a caption")
+    pairs.add_argument("--max-words", type=_count, metavar="N", default=0,
+                       help="tell how many references are longer than captions can be")
+    pairs.add_argument("--floor", metavar="TRAIN",
+                       help="also score the most frequent caption of this training list, given to "
+                            "every picture")
+    pairs.add_argument("--oracle", type=_count, metavar="N", default=0,
+                       help="also score each picture's first reference, cut to N words")
+    follower = parser.add_argument_group("--follow")
+    follower.add_argument("--patience", type=_minutes, metavar="MIN", default=60.0,
+                          help="end too when a stopped or silent training has written nothing for "
+                               "so long (default: %(default)g)")
+    follower.add_argument("--until-eof", action="store_true",
+                          help="training ends when standard input does, whatever state.json says: "
+                               "for programs that start training and follower together")
+    _engine_options(parser)
+    return parser
+
+
+def _engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics", metavar="LIST", default="",
                         help=f"some of {','.join(METRIC_NAMES)}; default: all, "
                              "or what the run's configuration says")
-    parser.add_argument("--json", metavar="FILE", help="write everything, by picture, to FILE")
-    parser.add_argument("--subset", action="store_true",
-                        help="score only the pictures that have a caption")
     parser.add_argument("--java", metavar="HOME", default="", help="the Java runtime to use")
     parser.add_argument("--threads", type=int, metavar="N", default=0,
                         help="captions parsed at once; default: the cores of the job")
-    return parser
+
+
+def _refuse_mixture(options: argparse.Namespace) -> None:
+    ways = [options.run is not None, options.follow is not None, bool(options.files)]
+    if sum(ways) > 1:
+        raise UserError("--run and --follow score a run folder: give one of them, or two files")
+    if not any(ways) or len(options.files) not in (0, 2):
+        raise UserError("give REFS.json and RESULTS.json, or --run RUN; --help shows examples")
+    if not options.files and (options.floor or options.oracle or options.subset
+                              or options.max_words):
+        raise UserError("--subset, --max-words, --floor and --oracle are for two files; a run "
+                        "folder has floor, oracle and length limit of its own")
+    if options.follow and options.json:
+        raise UserError("--follow writes RUN/scores/; leave out --json")
 
 
 def _metrics(names: str) -> List[str]:
@@ -76,6 +136,122 @@ def _metrics(names: str) -> List[str]:
         if name not in METRIC_NAMES:
             raise UserError(f"--metrics: unknown '{name}'; there are {', '.join(METRIC_NAMES)}")
     return metrics
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not '{text}'")
+    return int(text)
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = -1.0
+    if not 0 <= minutes < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be minutes, 0 or more, not '{text}'")
+    return minutes
+
+
+def _engine(options: argparse.Namespace) -> Any:
+    from blip_art.score.engine import Engine
+
+    return Engine(java_home=options.java, threads=options.threads)
+
+
+def _score_files(options: argparse.Namespace, metrics: Sequence[str]) -> int:
+    from blip_art.score import baselines
+    from blip_art.score.coco import read_captions, read_references
+    from blip_art.score.record import record
+
+    references, captions = (read_references(options.files[0]), read_captions(options.files[1]))
+    caption = baselines.most_frequent_caption(options.floor) if options.floor else ""
+    limit = options.max_words or options.oracle
+    name = Path(options.files[1]).name
+    with _engine(options) as engine:
+        found = record(engine, references, captions, metrics, subset=options.subset,
+                       max_words=limit)
+        scored = {key: references[key] for key in found["per_image"]}
+        extras: Dict[str, Dict[str, Any]] = {}
+        if options.floor:
+            extras["floor"] = {"caption": caption, **record(
+                engine, scored, baselines.floor_captions(scored, caption), metrics)}
+        if options.oracle:
+            extras["oracle"] = {"max_words": options.oracle, **record(
+                engine, scored, baselines.oracle_captions(scored, options.oracle), metrics)}
+    rows = {**with_intervals(name, found),
+            **{label: row["metrics"] for label, row in extras.items()}}
+    lines = [table(rows), "", sentence(found)]
+    lines += [f"floor: {caption!r} for every picture"] if caption else []
+    _tell(options.json, {**found, **extras}, "\n".join(lines))
+    return _failures({name: found, **extras})
+
+
+def _score_run(run: RunDir, options: argparse.Namespace, metrics: Sequence[str]) -> int:
+    from blip_art.score.follow import score_when_free
+
+    with _engine(options) as engine:
+        written = score_when_free(run, engine, metrics)
+    files = [*sorted(run.path.glob("scores/floor_*.json")), *(row.path for row in run.scored()),
+             *sorted(run.path.glob("scores/oracle_*.json"))]
+    rows = {path.stem: read_json(path) for path in files}
+    best = read_json(run.best) if run.best.exists() else None
+    lines = [table({name: row["metrics"] for name, row in rows.items()})] if rows else []
+    if best:
+        lines += [f"best epoch {best['epoch']:02d} by {best['rule']} = {best['value']:.3f}"]
+    _tell(options.json, {"rows": rows, "best": best}, "\n".join(lines))
+    return EXIT_FAILED if any(rows[path.stem]["failed"] for path in written) else 0
+
+
+def _follow(run: RunDir, options: argparse.Namespace, metrics: Sequence[str]) -> int:
+    from blip_art.score.follow import Follower, until_state_ends, until_stdin_ends
+
+    if not run.path.is_dir():
+        raise UserError(f"no run folder at {run.path}; start training first, or mend the name")
+    ending = until_stdin_ends() if options.until_eof else until_state_ends(run, options.patience)
+    with _engine(options) as engine:
+        return Follower(run, engine, ending, metrics).follow()
+
+
+def _compare_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m blip_art.score compare", epilog=COMPARE_EPILOG,
+        description="Compare two sets of captions of the same pictures.",
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("a", metavar="A.json", help="a score file, or results with --refs")
+    parser.add_argument("b", metavar="B.json", help="the same; positive differences favour it")
+    parser.add_argument("--refs", metavar="REFS.json", help="score A and B against these first")
+    parser.add_argument("--subset", action="store_true",
+                        help="with --refs: only the pictures that have a caption")
+    parser.add_argument("--resamples", type=_count, metavar="N", default=1000,
+                        help="draws of pictures (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the comparison; - prints it")
+    _engine_options(parser)
+    return parser
+
+
+def _compare(arguments: Sequence[str]) -> int:
+    from blip_art.score.compare import compare, read_record, score_both
+
+    options = _compare_parser().parse_args(arguments)
+    metrics = _metrics(options.metrics)
+    if options.subset and not options.refs:
+        raise UserError("--subset is for two results files with --refs; score files hold what "
+                        "was scored")
+    if options.refs:
+        with _engine(options) as engine:
+            first, second = score_both(options.refs, (options.a, options.b), engine,
+                                       metrics or METRIC_NAMES, options.subset)
+    else:
+        first, second = read_record(options.a), read_record(options.b)
+    found = {"a": options.a, "b": options.b, **compare(first, second, metrics, options.resamples)}
+    _tell(options.json, found, "\n".join([
+        f"A = {options.a}", f"B = {options.b}",
+        f"{found['pictures']:,} pictures, {options.resamples:,} draws", "",
+        comparison_table(found["metrics"]), "",
+        verdict(found["metrics"], found["bootstrap"]["level"])]))
+    return _failures({options.a: first, options.b: second})
 
 
 def _fetch(arguments: Sequence[str]) -> int:
@@ -92,46 +268,26 @@ def _fetch(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _score_files(options: argparse.Namespace, metrics: List[str]) -> int:
-    # Only here: fetching must work where no metric is installed.
-    from blip_art.score.coco import read_captions, read_references
-    from blip_art.score.scoring import score
-
-    references, captions = (read_references(options.files[0]), read_captions(options.files[1]))
-    scores = score(references, captions, metrics or METRIC_NAMES, subset=options.subset,
-                   java_home=options.java, threads=options.threads)
-    if options.json:
-        write_json(options.json, scores.to_json())
-    print(table({Path(options.files[1]).name: scores.metrics}))
-    for name, why in scores.failed.items():
-        print(f"{name} failed: {why}", file=sys.stderr)
-    return EXIT_FAILED if scores.failed else 0
+COMMANDS: Dict[str, Callable[[Sequence[str]], int]] = {"fetch": _fetch, "compare": _compare}
 
 
-def _score_run(run: RunDir, options: argparse.Namespace, metrics: List[str]) -> int:
-    from blip_art.score.engine import Engine
-    from blip_art.score.run import score_run
-
-    with Engine(java_home=options.java, threads=options.threads) as engine:
-        written = score_run(run, engine, metrics)
-    files = [*sorted(run.path.glob("scores/floor_*.json")), *(row.path for row in run.scored())]
-    if files:
-        print(table({path.stem: read_json(path)["metrics"] for path in files}))
-    if run.best.exists():
-        best = read_json(run.best)
-        print(f"best epoch {best['epoch']:02d} by {best['rule']} = {best['value']:.3f}")
-    return EXIT_FAILED if any(read_json(path)["failed"] for path in written) else 0
+def _tell(json_file: Optional[str], found: Any, text: str) -> None:
+    """Print the text, or the JSON in its place; or write the JSON beside."""
+    if json_file == "-":
+        print(json.dumps(found, ensure_ascii=False, allow_nan=False))
+        return
+    if json_file:
+        write_json(json_file, found)
+    if text:
+        print(text)
 
 
-def table(rows: Dict[str, Dict[str, float]]) -> str:
-    """Rows of values under the metrics' names."""
-    names = list(dict.fromkeys(name for values in rows.values() for name in values))
-    width = max(map(len, rows))
-    lines = ["  ".join([" " * width, *(f"{name:>7}" for name in names)])]
-    for label, values in rows.items():
-        cells = (f"{values[name]:7.3f}" if name in values else "      -" for name in names)
-        lines.append("  ".join([f"{label:<{width}}", *cells]))
-    return "\n".join(lines)
+def _failures(rows: Mapping[str, Mapping[str, Any]]) -> int:
+    """Say which metrics failed; the exit code."""
+    for label, row in rows.items():
+        for name, why in row["failed"].items():
+            print(f"{label}: {name} failed: {why}", file=sys.stderr)
+    return EXIT_FAILED if any(row["failed"] for row in rows.values()) else 0
 
 
 if __name__ == "__main__":

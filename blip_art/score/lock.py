@@ -1,0 +1,118 @@
+"""One scorer at a time in a run folder, on whatever file system, and no lock that outlives it.
+
+    with taken(run.scoring_lock) as ours: ...      # False: somebody else has it
+
+A lock saves work; nothing breaks without it, because score files are written whole and two
+scorers write the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import IO, Any, Callable, Dict, Iterator
+
+from blip_art.errors import UserError
+
+# Lustre without -o flock, some NFS servers and FUSE.
+NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+TOUCH_S = 20.0
+STALE_S = 180.0
+
+Flock = Callable[[IO[str], int], None]
+
+
+@contextlib.contextmanager
+def taken(path: Path, flock: Flock = fcntl.flock) -> Iterator[bool]:
+    """Try to take the lock; yields whether it is ours. The system ends it with the process.
+
+    Where the file system has no such locks, a file with host and process id stands for it: it is
+    void when that process is gone (same host), or nobody has touched it for three minutes.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed below, which unlocks)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; scores are written there"
+                        ) from error
+    with file:
+        try:
+            flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError as error:
+            if error.errno not in NO_FLOCK:
+                raise
+            with _owner_file(path.with_name(path.name + ".owner")) as ours:
+                yield ours
+            return
+        _write_owner(file)
+        yield True
+
+
+def owner(path: Path) -> str:
+    """Who has or had the lock, as host:pid; '' if it is not known."""
+    for name in (path.with_name(path.name + ".owner"), path):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            said = json.loads(name.read_text(encoding="utf-8"))
+            return f"{said['host']}:{said['pid']}"
+    return ""
+
+
+@contextlib.contextmanager
+def _owner_file(path: Path) -> Iterator[bool]:
+    if _is_void(path):
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            _write_owner(file)
+    except FileExistsError:
+        yield False
+        return
+    done = threading.Event()
+    toucher = threading.Thread(target=_keep_fresh, args=(path, done), daemon=True)
+    toucher.start()
+    try:
+        yield True
+    finally:
+        done.set()
+        toucher.join()
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+
+def _is_void(path: Path) -> bool:
+    """Whether the process that wrote the file is gone, for all that can be known."""
+    try:
+        age_s = time.time() - path.stat().st_mtime
+        said: Dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if said["host"] == os.uname().nodename:
+            return not Path(f"/proc/{int(said['pid'])}").exists()
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError):
+        pass  # written this moment, or cut off by a full disk: its age tells
+    return age_s > STALE_S
+
+
+def _keep_fresh(path: Path, done: threading.Event) -> None:
+    while not done.wait(TOUCH_S):
+        with contextlib.suppress(OSError):
+            os.utime(path)
+
+
+def _write_owner(file: IO[str]) -> None:
+    file.truncate(0)
+    json.dump({"host": os.uname().nodename, "pid": os.getpid()}, file)
+    file.flush()

@@ -187,6 +187,8 @@ def load_config(path: PathLike, overrides: Iterable[str] = ()) -> Config:
     except UnicodeDecodeError as error:
         raise UserError(f"configuration {path} is not a UTF-8 text file") from error
     values = _parse_yaml(text, str(path))
+    if values is None:  # an empty file: all defaults
+        values = {}
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold 'key: value' lines, not {type(values).__name__}")
     for override in overrides:
@@ -243,7 +245,7 @@ _Loader.add_implicit_resolver(
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader) or {}
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""

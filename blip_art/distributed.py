@@ -40,13 +40,13 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def any(self, flag: bool) -> bool:
-        """True on every rank if `flag` is true on one."""
+    def most(self, vote: int) -> int:
+        """The highest vote of all ranks, on every rank."""
         if self.size == 1:
-            return flag
-        votes = torch.tensor([int(flag)])
+            return vote
+        votes = torch.tensor([vote])
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
-        return bool(votes.item())
+        return int(votes.item())
 
     def gather(self, value: Any) -> list[Any]:
         """The value of every rank, by rank, on every rank."""

@@ -88,7 +88,7 @@ def caption_pictures(model: BlipCaptioner, tokenizer: CaptionTokenizer, pictures
                         [picture_seed(config.seed, epoch, position) for position in positions])
                 rows += zip(positions, texts, strict=True)
                 bar.update(min(len(positions) * world.size, len(pictures) - bar.n))
-            if world.any(bool(stop)):
+            if world.most(int(bool(stop))):
                 raise Interrupted
     gathered = dict(row for part in world.gather(rows) for row in part)
     return [_row(pictures[position], gathered[position]) for position in range(len(pictures))]

@@ -26,10 +26,18 @@ def test_it_survives_a_round_trip(tmp_path):
 def test_overrides_win_and_are_typed(tmp_path):
     (tmp_path / "c.yaml").write_text("train:\n  lr: 1e-4\n")
     config = load_config(tmp_path / "c.yaml", [
-        "train.lr=2e-5", "train.epochs=3", "generate.splits=val,test", "model.pretrained="])
+        "train.lr=2e-5", "train.epochs=3", "generate.splits=val,test", "model.pretrained=",
+        "data.num_workers=0", "train.grad_checkpointing=false"])
     assert (config.train.lr, config.train.epochs) == (2e-5, 3)
     assert config.generate.splits == ("val", "test")
     assert config.model.pretrained == ""
+    assert config.data.num_workers == 0
+    assert config.train.grad_checkpointing is False
+
+
+def test_an_empty_file_is_all_defaults(tmp_path):
+    (tmp_path / "c.yaml").write_text("# nothing yet")
+    assert load_config(tmp_path / "c.yaml") == Config()
 
 
 def test_differences_name_the_keys():

@@ -7,12 +7,12 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
-from transformers import BlipForConditionalGeneration
+from transformers import BlipConfig, BlipForConditionalGeneration
 
 from blip_art.config import ModelConfig
 from blip_art.model.captioner import BlipCaptioner, build_captioner
 from blip_art.model.decode import BeamOptions, NucleusOptions, beam_search, nucleus_sample
-from blip_art.model.hf import save_hf
+from blip_art.model.hf import save_hf, to_hf
 from blip_art.model.tokenizer import CaptionTokenizer, train_vocabulary
 from blip_art.model.weights import load_weights
 
@@ -112,6 +112,22 @@ def test_weights_come_back_from_the_peers_folder(model, peer, tokenizer, tmp_pat
     load_weights(copy, str(tmp_path))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, copy.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("vit", "vision"), [
+    ("base", {}),
+    ("large", {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+               "num_attention_heads": 16}),
+])
+def test_full_size_models_have_the_peers_shapes(tokenizer, vit, vision):
+    """Names and shapes of Salesforce/blip-image-captioning-base and -large."""
+    text = {"encoder_hidden_size": vision.get("hidden_size", 768), "vocab_size": 30524}
+    with torch.device("meta"):
+        theirs = BlipForConditionalGeneration(BlipConfig(
+            vision_config={"image_size": 384, **vision}, text_config=text)).state_dict()
+        ours = to_hf(BlipCaptioner(ModelConfig(vit=vit), 30524, 0, 102, [1]).state_dict())
+    assert ({name: tensor.shape for name, tensor in ours.items() if "token_type" not in name}
+            == {name: tensor.shape for name, tensor in theirs.items()})
 
 
 def test_sampled_captions_depend_on_their_own_seed_only(model, images):

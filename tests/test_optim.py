@@ -10,7 +10,7 @@ import torch
 from blip_art.config import ModelConfig, TrainConfig
 from blip_art.model.captioner import build_captioner
 from blip_art.model.tokenizer import CaptionTokenizer, train_vocabulary
-from blip_art.train.optim import Stepper, learning_rate
+from blip_art.train.optim import Stepper, amp_dtype, autocast, learning_rate
 
 CPU = torch.device("cpu")
 
@@ -68,3 +68,25 @@ def test_clipping_bounds_the_gradient(model):
     stepper.backward(weight.sum() * 1000)
     stepper.step()
     assert seen == pytest.approx([1.0], rel=1e-3)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_moves_the_weights(model, amp):
+    stepper = Stepper(model, TrainConfig(amp=amp), CPU)
+    weight = model.visual_encoder.patch_embed.proj.weight
+    before = weight.detach().clone()
+    with autocast(stepper.dtype, CPU):
+        states = model.encode(torch.randn(2, 3, 32, 32))
+    assert states.dtype is stepper.dtype or states.dtype is torch.float32
+    stepper.backward(states.float().square().mean())
+    assert stepper.step() is True
+    assert not torch.equal(weight, before)
+    assert weight.dtype is torch.float32
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [
+    ((7, 0), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)])
+def test_a_v100_gets_fp16_and_newer_gpus_bf16(monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert amp_dtype("auto", torch.device("cuda")) is dtype
+    assert amp_dtype("auto", CPU) is None

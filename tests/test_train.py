@@ -96,6 +96,24 @@ def test_a_stopped_run_goes_on_to_the_same_weights(undisturbed, config, tmp_path
             == pytest.approx([row["loss"] for row in read_jsonl(undisturbed.train_log)], rel=1e-12))
 
 
+def test_all_options_of_training_work_together(config, tmp_path):
+    """Two ranks, accumulated gradients, EMA, bf16, layer decay, clipping, checkpointing."""
+    run = RunDir(tmp_path / "options")
+    code, output = finish(start(
+        config, run.path, "train.accumulate=3", "train.ema_decay=0.9", "train.amp=bf16",
+        "train.layer_decay=0.8", "train.clip_norm=1", "train.grad_checkpointing=true",
+        "train.schedule=step", "train.warmup_steps=5", "train.keep=all"))
+    assert code == 0, output
+    first, second = read_jsonl(run.train_log)
+    assert second["loss"] < first["loss"]
+    assert run.saved_epochs() == [0, 1]
+    trained = torch.load(run.last_checkpoint, weights_only=True)
+    averaged = load_file(run.weights(1))
+    name = "visual_encoder.patch_embed.proj.weight"
+    assert torch.equal(averaged[name], trained["ema"][f"module.{name}"])
+    assert not torch.equal(averaged[name], trained["model"][name])
+
+
 def test_a_finished_run_resumes_to_nothing(undisturbed, config):
     before = undisturbed.last_checkpoint.stat().st_mtime_ns
     code, output = finish(start(config, undisturbed.path, "--resume"))

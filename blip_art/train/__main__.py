@@ -43,6 +43,9 @@ from blip_art.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from blip_art.train.optim import Stepper, autocast, learning_rate
 from blip_art.train.setup import open_run, write_epoch, write_state
 
+# What a rank wants after a step; all do what the most urgent one wants.
+GO_ON, SAVE, LEAVE = range(3)
+
 
 def main() -> int:
     args = parse_args()
@@ -166,12 +169,13 @@ def train_epoch(t: Training, progress: Progress) -> None:
             progress.skipped += not t.stepper.step()
             if t.ema is not None:
                 t.ema.update(t.model)
-            stopping = world.any(bool(t.stop))
-            if stopping or world.any(time.monotonic() - saved > 60 * settings.save_every_min):
+            due = time.monotonic() - saved > 60 * settings.save_every_min
+            decision = world.most(LEAVE if t.stop else SAVE if due else GO_ON)
+            if decision != GO_ON:
                 bring_forward(progress, before, step + 1, loss_sum, started, t)
                 t.save(progress)
                 saved = time.monotonic()
-            if stopping:
+            if decision == LEAVE:
                 raise Interrupted
     bring_forward(progress, before, batches.steps, loss_sum, started, t)
     t.save(progress)

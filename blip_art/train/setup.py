@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+
 from blip_art.config import Config, differences, dump_config, load_config
 from blip_art.distributed import World
 from blip_art.errors import UserError
@@ -36,7 +38,8 @@ def open_run(run: RunDir, config: Config, resume: bool, world: World) -> None:
                 raise UserError(f"{run.path} was started with another configuration "
                                 f"({'; '.join(changed)}); choose another --run, or undo the change")
         write_text(run.config, dump_config(config))
-        update_manifest(run, stage="train", data=[pairs_file(config, "train")])
+        # Relative paths in the configuration start here; whoever scores may stand elsewhere.
+        update_manifest(run, stage="train", data=[pairs_file(config, "train")], cwd=os.getcwd())
     world.on_main(check_and_write)
 
 

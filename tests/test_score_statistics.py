@@ -1,0 +1,182 @@
+"""Intervals, p-values, what is said of captions and references, and the two baselines.
+
+    python -m pytest tests/test_score_statistics.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocoevalcap.bleu.bleu import Bleu
+
+from blip_art.config import config_from_dict
+from blip_art.errors import UserError
+from blip_art.files import RunDir, write_json, write_text
+from blip_art.score.baselines import (
+    caption_words,
+    most_frequent_caption,
+    oracle_captions,
+    training_list,
+)
+from blip_art.score.bootstrap import Sample, bleu_counts, corpus_bleu, differences, intervals
+from blip_art.score.coco import Pairs
+from blip_art.score.record import describe_captions, describe_references, references_hash
+from blip_art.score.shown import sentence
+from tests.score_data import coco_pairs
+
+PAIRS = coco_pairs(range(200))
+
+
+def pycocoevalcap_bleu(keys: list[str]) -> list[float]:
+    numbered = dict(enumerate(keys))
+    values, _ = Bleu(4).compute_score({n: PAIRS[key][1] for n, key in numbered.items()},
+                                      {n: [PAIRS[key][0]] for n, key in numbered.items()},
+                                      verbose=0)
+    return [float(value) for value in values]
+
+
+def normal(pictures: int, mean: float = 0.0, seed: int = 1) -> dict[str, float]:
+    rng = np.random.default_rng(seed)
+    return {str(n): float(value) for n, value in enumerate(rng.normal(mean, 1.0, pictures))}
+
+
+def sample(values: dict[str, float], shift: float = 0.0) -> Sample:
+    mean = sum(values.values()) / len(values)
+    return Sample.of({"CIDEr": mean + shift}, {k: {"CIDEr": v} for k, v in values.items()}, None)
+
+
+@pytest.mark.parametrize("keys", [list(PAIRS), list(PAIRS)[:3] * 2 + list(PAIRS)[7:90]])
+def test_bleu_of_any_draw_is_pycocoevalcaps(keys: list[str]) -> None:
+    counts = np.array([bleu_counts(*PAIRS[key]) for key in keys], dtype=float)
+    assert corpus_bleu(counts.sum(axis=0)[None])[0] == pytest.approx(
+        pycocoevalcap_bleu(keys), abs=1e-12)
+
+
+@pytest.mark.parametrize(("caption", "references"), [
+    ("", ["a cat"]), ("a", [""]), ("a cat", ["a cat", "a", "a b c"]), ("x y", ["a cat sat"])])
+def test_bleu_of_hard_captions_is_pycocoevalcaps(caption: str, references: list[str]) -> None:
+    expected, _ = Bleu(4).compute_score({0: references}, {0: [caption]}, verbose=0)
+    counts = np.array([bleu_counts(caption, references)], dtype=float)
+    assert corpus_bleu(counts)[0] == pytest.approx(expected, rel=1e-9, abs=1e-30)
+
+
+def test_an_interval_is_as_wide_as_theory_says() -> None:
+    values = normal(400)
+    low, high = intervals(sample(values))["CIDEr"]
+    assert high - low == pytest.approx(2 * 1.96 * np.std(list(values.values())) / 20, rel=0.08)
+
+
+def test_a_pooled_metrics_interval_lies_around_the_pooled_value() -> None:
+    plain, moved = (intervals(sample(normal(50), shift))["CIDEr"] for shift in (0.0, 5.0))
+    assert moved == pytest.approx([end + 5.0 for end in plain])
+
+
+def test_intervals_are_the_same_every_time() -> None:
+    assert intervals(sample(normal(9))) == intervals(sample(normal(9)))
+
+
+def test_pairing_finds_what_single_intervals_hide() -> None:
+    before = normal(300)
+    after = {key: value + 0.05 + 0.1 * normal(300, seed=2)[key] for key, value in before.items()}
+    first, second = intervals(sample(before))["CIDEr"], intervals(sample(after))["CIDEr"]
+    assert first[1] > second[0]
+    found = differences(sample(before), sample(after))["CIDEr"]
+    assert found.low > 0
+    assert found.p_value == pytest.approx(2 / 1001)
+
+
+def test_equal_captions_differ_by_nothing() -> None:
+    assert differences(sample(normal(20)), sample(normal(20)))["CIDEr"] == (0.0, 0.0, 1.0)
+
+
+def test_small_p_values_are_as_rare_as_they_claim() -> None:
+    """Of 200 pairs of captioners that are equally good about 5 % are told apart at 5 %."""
+    p_values = [differences(sample(normal(60, seed=n)), sample(normal(60, seed=n + 1000)),
+                            resamples=200)["CIDEr"].p_value for n in range(200)]
+    assert 2 <= sum(p < 0.05 for p in p_values) <= 22
+
+
+def test_one_picture_has_an_interval_of_no_width() -> None:
+    assert intervals(sample({"1": 0.5}))["CIDEr"] == (0.5, 0.5)
+
+
+def test_captions_are_told_apart_as_the_metrics_do() -> None:
+    assert describe_captions(["A cat.", "a cat", "...", "a dog"], ["a cat", "a cat", "", "a dog"]
+                             ) == {"empty_share": 0.25, "most_frequent": "A cat.",
+                                   "most_frequent_share": 0.5, "unique_ratio": 0.75,
+                                   "mean_words": 1.5}
+
+
+def test_references_longer_than_captions_can_be_are_counted() -> None:
+    pairs = Pairs(["1", "2"], ["", ""], [["a b c", "a b"], ["a b c d"]])
+    found = describe_references(pairs, max_words=2)
+    assert (found["count"], found["longer_share"]) == (3, pytest.approx(2 / 3))
+    assert "longer_share" not in describe_references(pairs, max_words=0)
+
+
+def test_references_are_the_same_in_any_order_of_pictures() -> None:
+    one = references_hash(["1", "2"], [["a"], ["b"]])
+    assert one == references_hash(["2", "1"], [["b"], ["a"]])
+    assert references_hash(["1"], [["a"]]) != references_hash(["1"], [["a", "a"]])
+
+
+def test_the_sentence_names_what_makes_scores_doubtful() -> None:
+    told = sentence({"pictures": 8653, "bleu": {"brevity_penalty": 0.61, "length_ratio": 0.7},
+                     "captions": {"empty_share": 0.01, "unique_ratio": 0.5, "mean_words": 9.0,
+                                  "most_frequent": "sun " * 40, "most_frequent_share": 0.25},
+                     "references": {"max_words": 16, "longer_share": 0.277}})
+    for words in ("8,653 pictures", "1.0 % of the captions are empty", "(25.0 %): 'sun sun",
+                  "penalty 0.610", "27.7 % of the references have more than 16 words"):
+        assert words in told
+
+
+def test_the_word_limit_leaves_out_start_and_prompt() -> None:
+    config = config_from_dict({"generate": {"max_length": 20},
+                               "model": {"prompt": "a picture of "}})
+    assert caption_words(config) == 16
+    assert oracle_captions({"1": ["a b c. d", "e"]}, 3) == {"1": "a b c."}
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("a.json", [{"image": "1.jpg", "caption": ["x", "b"]}, {"image": "2.jpg", "caption": "b"}]),
+    ("a.jsonl", '{"image": "1", "caption": "b"}\n{"image": "2", "caption": "b"}\n'),
+    ("a.csv", "image,caption\n1.jpg,b\n2.jpg,b\n3.jpg,x\n"),
+    ("karpathy.json", {"images": [
+        {"filename": f"{n}.jpg", "cocoid": n, "split": split, "sentences": [{"raw": text}]}
+        for n, (split, text) in enumerate([("test", "x"), ("test", "x"), ("train", "b")])]}),
+    ("coco.json", {"images": [{"id": 1}], "annotations": [
+        {"image_id": 1, "caption": text} for text in ("x", "b", "b")]}),
+    ("plain.json", [{"image_id": n, "caption": text} for n, text in enumerate("xbb")])])
+def test_the_floor_comes_from_any_list_of_training_captions(
+        tmp_path: Path, name: str, content: Any) -> None:
+    path = tmp_path / name
+    if isinstance(content, str):
+        write_text(path, content)
+    else:
+        write_json(path, content)
+    assert most_frequent_caption(path) == "b"
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("a.json", "[{", "not valid JSON"), ("a.json", "[]", "holds no picture"),
+    ("a.json", '["a"]', "must be an object with image and caption"),
+    ("a.txt", "a", r"a list of pictures is .json, .jsonl, .csv, not '.txt'"),
+    ("a.csv", "image\n1.jpg\n", "no 'caption'")])
+def test_a_wrong_training_list_is_named(
+        tmp_path: Path, name: str, content: str, message: str) -> None:
+    write_text(tmp_path / name, content)
+    with pytest.raises(UserError, match=message):
+        most_frequent_caption(tmp_path / name)
+
+
+def test_the_training_list_is_found_from_another_folder(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, config = RunDir(tmp_path / "run"), config_from_dict({"data": {"train": "t.json"}})
+    write_json(tmp_path / "annotation" / "t.json", [])
+    monkeypatch.chdir("/")
+    assert training_list(run, config) is None
+    write_json(run.manifest, {"cwd": str(tmp_path)})
+    assert training_list(run, config) == tmp_path / "annotation" / "t.json"

@@ -61,6 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
                        help="change the configuration, for example train.batch_size=16")
     train.add_argument("--run", metavar="DIR", help="run folder (default: runs/NAME, NAME being "
                                                     "`name` in the configuration)")
+    train.add_argument("--no-score", action="store_true",
+                       help="do not score each epoch's captions beside training")
     _processes(train)
 
     for name, function, text in (
@@ -98,13 +100,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run_train(args: argparse.Namespace) -> int:
     """CONFIG and overrides are checked here: a typo should not wait in a queue."""
-    from blip_art.cluster.plan import train_job
+    from blip_art.cluster.plan import follow_job, train_job
     from blip_art.config import load_config
     from blip_art.files import RunDir
 
     config = load_config(args.config, args.overrides)
     run = RunDir(args.run or Path("runs", config.name))
-    return _execute(args, [train_job(_place(args, run), args.config, run, args.overrides)], run)
+    place = _place(args, run)
+    # A debugger's terminal is for one program.
+    follower = None if args.no_score or place.attached else follow_job(place, run)
+    return _execute(args, [train_job(place, args.config, run, args.overrides)], run, follower)
 
 
 def run_predict(args: argparse.Namespace) -> int:
@@ -152,18 +157,39 @@ def run_demo(args: argparse.Namespace) -> int:
     return demo.play(lambda job: _submit(args.cluster, job))
 
 
-def _execute(args: argparse.Namespace, jobs: List[Job], run: Optional[RunDir] = None) -> int:
-    """Show the jobs, or run them one after the other until one fails."""
+def _execute(args: argparse.Namespace, jobs: List[Job], run: Optional[RunDir] = None,
+             follower: Optional[Job] = None) -> int:
+    """Show the jobs, or run them one after the other until one fails, the follower beside them."""
     from blip_art.cluster.local import import_submitit
     from blip_art.cluster.plan import dry_run_text
     from blip_art.cluster.snapshot import take_snapshot
 
     if args.dry_run:
-        print(dry_run_text(jobs), end="")
+        print(dry_run_text([*([follower] if follower else []), *jobs]), end="")
         return 0
     import_submitit()  # its absence is told before anything is written
     if run:
         take_snapshot(REPO, run.code)
+    if follower:
+        return _run_beside(args, jobs, follower)
+    return _run_all(args, jobs)
+
+
+def _run_beside(args: argparse.Namespace, jobs: List[Job], follower: Job) -> int:
+    from blip_art.cluster.beside import Beside
+    from blip_art.cluster.local import explain
+
+    with Beside(follower) as beside:
+        code = _run_all(args, jobs)
+        if code:
+            return code
+        code = beside.finish()
+    if code:
+        explain(follower, code)
+    return code
+
+
+def _run_all(args: argparse.Namespace, jobs: List[Job]) -> int:
     for job in jobs:
         code = _submit(args.cluster, job)
         if code:

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from blip_art.cluster.beside import Beside
 from blip_art.cluster.jobs import Job
 from blip_art.cluster.local import run_debug, run_local
 from blip_art.cluster.plan import (
     Place,
     collect_job,
     dry_run_text,
+    follow_job,
     next_log,
     pick_gpus,
     predict_job,
@@ -51,7 +53,7 @@ def test_plan_matches_golden(tmp_path: Path) -> None:
     run = RunDir("runs/a b")
     jobs = [train_job(PLACE, "configs/caption_art.yaml", run, ["train.lr=5e-5"]),
             predict_job(PLACE, run, ["--split", "test"]), score_job(PLACE, run),
-            collect_job(PLACE, [run, RunDir("runs/c")], Path("report"))]
+            follow_job(PLACE, run), collect_job(PLACE, [run, RunDir("runs/c")], Path("report"))]
     assert dry_run_text(jobs) == (GOLDEN / "dry_run.txt").read_text(encoding="utf-8")
 
 
@@ -105,8 +107,33 @@ def test_debug_runs_in_the_terminal(
     assert "42" in capfd.readouterr().out
 
 
+READS_TO_THE_END = """
+import os, sys
+sys.stdin.read()
+print("all is scored", os.getpid())
+raise SystemExit(3)
+"""
+
+
+def test_a_follower_ends_when_told_and_is_shown(
+        tmp_path: Path, repo: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with Beside(python_job(tmp_path, repo, READS_TO_THE_END)) as follower:
+        assert follower.finish() == 3
+    assert "all is scored" in capfd.readouterr().err
+
+
+def test_a_follower_does_not_outlive_a_job_that_failed(tmp_path: Path, repo: Path) -> None:
+    job = python_job(tmp_path, repo, "import os, time; print(os.getpid()); time.sleep(99)")
+    log = tmp_path / job.log
+    with Beside(job):
+        while not log.read_text():
+            time.sleep(0.05)
+    assert not Path(f"/proc/{log.read_text().strip()}").exists()
+
+
 LAUNCHER = """
 import sys
+from blip_art.cluster.beside import Beside
 from blip_art.cluster.jobs import Job
 from blip_art.cluster.local import run_local
 sys.exit(run_local(Job("probe", (sys.executable, "-c", sys.argv[1]), cwd=sys.argv[2],
@@ -169,6 +196,7 @@ def test_dry_run_shows_the_command_and_writes_nothing(tmp_path: Path, repo: Path
     assert done.stdout.splitlines()[-1].split() == (
         "/venv/python -m blip_art.torchrun --standalone --nproc_per_node=2 "
         "-m blip_art.train tiny.yaml seed=7 --run here --resume").split()
+    assert "--follow here --until-eof" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 

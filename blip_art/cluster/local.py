@@ -52,7 +52,7 @@ def run_local(job: Job) -> int:
     """
     submitit = import_submitit()
     log = Path(job.cwd, job.log)
-    _touch(log)
+    touch(log)
     folder = log.parent / "submitit"
     python = ["env", *(f"{name}={value}" for name, value in _submitit_environment(job).items()),
               sys.executable]
@@ -123,7 +123,12 @@ def _result(handle: Any, submitit: Any) -> int:
         return EXIT_FAILED
 
 
-def _touch(log: Path) -> None:
+def touch(log: Path) -> None:
+    """Make the log, empty, unless it is there.
+
+    Raises:
+        UserError: its folder cannot be written to.
+    """
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()

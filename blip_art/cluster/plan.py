@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Dict, Iterable, List, Sequence, Tuple
 
@@ -55,6 +55,13 @@ def predict_job(place: Place, run: RunDir, options: Sequence[str] = ()) -> Job:
 def score_job(place: Place, run: RunDir) -> Job:
     """Score every prediction that has no scores yet. Needs no GPU."""
     return module_job(place, "score", run.slurm, "blip_art.score", "--run", str(run.path))
+
+
+def follow_job(place: Place, run: RunDir) -> Job:
+    """Score epochs while training goes on, on what it leaves of the CPU; ends with its input."""
+    job = module_job(place, "follow", run.slurm, "blip_art.score", "--follow", str(run.path),
+                     "--until-eof")
+    return replace(job, argv=("nice", "-n", "19", *job.argv))
 
 
 def collect_job(place: Place, runs: Sequence[RunDir], out: Path) -> Job:

@@ -35,12 +35,13 @@ ODD = ["", "   ", ".", "T.V.", "A cat & a dog's \"tail\" -- 50% off; it's 1/2 #1
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """An engine in a country where METEOR's numbers have commas."""
     corenlp.fetch(corenlp.cache_folder(), corenlp.sources_from())
     italy = {**os.environ, "LC_ALL": "it_IT.UTF-8",
              "JAVA_TOOL_OPTIONS": "-Duser.language=it -Duser.country=IT"}
-    with Engine(environ=italy) as engine:
+    parses = tmp_path_factory.mktemp("parses") / "new.sqlite"
+    with Engine(environ=italy, parses=parses) as engine:
         yield engine
 
 

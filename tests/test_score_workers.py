@@ -37,7 +37,7 @@ def workers(jars: list[Path]) -> Iterator[Workers]:
         yield workers
 
 
-def limit_s(text: str) -> float:
+def limit_s(item: object) -> float:
     return 60.0
 
 
@@ -58,7 +58,7 @@ def is_running(pid: int) -> bool:
 def test_a_killed_worker_is_replaced_with_what_it_left(workers: Workers) -> None:
     killed: list[int] = []
 
-    def kill_once(text: str) -> None:
+    def kill_once(values: object) -> None:
         if not killed and workers.pid:
             killed.append(workers.pid)
             os.kill(workers.pid, signal.SIGKILL)
@@ -74,7 +74,7 @@ def test_signals_of_the_job_do_not_reach_java(workers: Workers) -> None:
     pid = workers.pid
     assert pid
 
-    def signal_it(text: str) -> None:
+    def signal_it(values: object) -> None:
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
             os.kill(pid, number)
 
@@ -82,14 +82,39 @@ def test_signals_of_the_job_do_not_reach_java(workers: Workers) -> None:
     assert workers.pid == pid
 
 
-def test_a_silent_worker_is_ended_and_the_caption_named(workers: Workers) -> None:
+def test_a_silent_worker_is_ended_and_the_caption_named(
+        workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     workers.map("tokenize", TEXTS, limit_s)
+    monkeypatch.setattr(workers, "patience_s", 0.5)
     began = time.monotonic()
     with pytest.raises(MetricFailed, match=r"nothing for \d+ s, at 'a cat and a dog"):
-        workers.map("parse", [LONG], lambda text: 1.0)
+        workers.map("parse", [LONG], lambda text: 0.5)
+    monkeypatch.undo()
     assert time.monotonic() - began < 60
     assert workers.pid is None
     assert workers.map("tokenize", ["A cat."], limit_s) == ["a cat"]
+
+
+def test_jars_may_lie_in_a_folder_with_an_odd_name(jars: list[Path], tmp_path: Path) -> None:
+    package = java.package_folder()
+    odd = tmp_path / "my 100% cl\u00f6ne"
+    odd.symlink_to(package)
+    paths = {part: [path.replace(str(package), str(odd)) for path in paths]
+             for part, paths in java.class_paths(jars).items()}
+    assert str(odd) in paths["meteor"][0]
+    with Workers(java.java_setup(threads=1), paths, os.environ) as workers:
+        [statistics] = workers.map("meteor", [["a big cat", ["a large cat"]]], limit_s)
+        assert workers.map("tokenize", ["A cat."], limit_s) == ["a cat"]
+        [parse] = workers.map("parse", ["a red cat"], limit_s)
+    assert statistics.split()[0] == "3.0"
+    assert ["cat", "red"] in parse
+
+
+def test_a_request_that_java_refuses_is_one_line(jars: list[Path]) -> None:
+    paths = {**java.class_paths(jars), "spice": ["/nowhere.jar"]}
+    with (Workers(java.java_setup(threads=1), paths, os.environ) as workers,
+          pytest.raises(MetricFailed, match=r"^java.lang.ClassNotFound.*at 'a red cat'$")):
+        workers.map("parse", ["a red cat"], limit_s)
 
 
 def test_a_caption_that_does_not_fit_is_tried_with_more_heap_then_named(jars: list[Path]) -> None:
@@ -104,14 +129,14 @@ def test_a_caption_that_does_not_fit_is_tried_with_more_heap_then_named(jars: li
 
 
 def test_a_second_death_costs_its_metric_alone_and_the_cache_stays_as_it_was(
-        jars: list[Path]) -> None:
+        jars: list[Path], tmp_path: Path) -> None:
     def cached() -> list[tuple[str, int]]:
         return [(str(path), path.stat().st_mtime_ns)
                 for path in sorted(jars[0].parent.rglob("*"))]
 
     before = cached()
     references, captions = {"1": [TEXTS[0]], "2": [TEXTS[1]]}, {"1": TEXTS[1], "2": TEXTS[0]}
-    with Engine(threads=1) as engine:
+    with Engine(threads=1, parses=tmp_path / "parses.sqlite") as engine:
         engine.tokenize(TEXTS)
         killer = threading.Thread(target=kill_two_workers, args=(engine,))
         killer.start()
@@ -144,7 +169,8 @@ def test_no_java_outlives_the_command(tmp_path: Path, number: signal.Signals, co
     results.write_text(json.dumps([{"image_id": 1, "caption": LONG + "x"}]))
     command = subprocess.Popen(
         [sys.executable, "-m", "blip_art.score", str(refs), str(results), "--metrics", "spice"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "BLIP_ART_PARSES": str(tmp_path / "parses.sqlite")})
     children = Path(f"/proc/{command.pid}/task/{command.pid}/children")
     wait_for(children.read_text)
     worker = int(children.read_text())

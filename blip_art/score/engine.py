@@ -12,29 +12,46 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from tqdm import tqdm
 
 from blip_art.errors import UserError
+from blip_art.files import PathLike
 from blip_art.score import corenlp, java
 from blip_art.score.coco import cleaned
-from blip_art.score.parses import Parser, Propositions, by_cost, word_count
+from blip_art.score.parse_cache import FILE_NAME, ParseCache
+from blip_art.score.parses import OnParsed, Parser, Propositions, by_cost, parse_cost, word_count
 from blip_art.score.workers import Workers
 
-# Silence that is never normal: many times what was measured on one slow core.
-SHORT_LIMIT_S = 120.0
+# The longest that work may take: many times what was measured on one slow core.
 SECONDS_A_WORD = 0.1
-PARSE_SECONDS_AT_100_WORDS = 600.0
+PARSE_LIMIT_A_COST = 20.0
+JAVA_PARSER = f"corenlp-{corenlp.VERSION} englishPCFG, spice-1.0"
 
 
 class Engine:
     """A worker with Java, and what it has already said."""
 
     def __init__(self, *, java_home: str = "", cache: Optional[Path] = None, heap_mb: int = 0,
-                 threads: int = 0, parser: Optional[Parser] = None, progress: bool = True,
+                 threads: int = 0, parser: Optional[Parser] = None,
+                 parses: Optional[PathLike] = None, progress: bool = True,
                  environ: Mapping[str, str] = os.environ) -> None:
+        """Start nothing yet.
+
+        Args:
+            java_home: the Java runtime to use; default: see `java.java_setup`, as for the next.
+            cache: the folder with CoreNLP; default: see `corenlp.cache_folder`.
+            parser: what turns texts into propositions; default: CoreNLP's, as SPICE was published.
+            parses: the file that remembers them; default: $BLIP_ART_PARSES, else one in the cache.
+            progress: whether to draw bars when stderr is a terminal.
+        """
         self._cache = cache or corenlp.cache_folder(environ)
         self._setup = java.java_setup(java_home, heap_mb, threads, environ)
         self._progress = progress
-        self._parser: Parser = parser or self._parse_in_java
+        self._parser: Parser = parser or JavaParser(self)
+        self._parses_file = Path(
+            parses or environ.get("BLIP_ART_PARSES") or self._cache / FILE_NAME).expanduser()
+        self._stored: Optional[ParseCache] = None
         self._tokens: Dict[str, str] = {}
         self._parses: Dict[str, Propositions] = {}
+        self.parsed = 0
+        """Texts that no cache knew and the parser did."""
         # The other metrics work without CoreNLP.
         jars = corenlp.jars_if_whole(self._cache)
         self._has_corenlp = bool(jars)
@@ -49,6 +66,8 @@ class Engine:
     def close(self) -> None:
         """End the worker."""
         self._workers.stop()
+        if self._stored:
+            self._stored.close()
 
     @property
     def worker_pid(self) -> Optional[int]:
@@ -71,15 +90,36 @@ class Engine:
         pairs = [[caption, list(texts)] for caption, texts in zip(captions, references)]
         statistics = self._map_shown("meteor", "METEOR", pairs)
         [(total, scores)] = self._workers.map(
-            "meteor_evaluate", [statistics], lambda item: SHORT_LIMIT_S + 0.01 * len(item))
+            "meteor_evaluate", [statistics], lambda item: 0.1 * len(item))
         return total, scores
 
     def propositions(self, texts: Sequence[str]) -> Dict[str, Propositions]:
-        """What each tokenized text says; each distinct text is parsed once."""
-        new = by_cost([text for text in dict.fromkeys(texts) if text not in self._parses])
+        """What each tokenized text says; each distinct text is parsed once, ever.
+
+        Raises:
+            MetricFailed: a text could not be parsed; all others are remembered.
+        """
+        new = self.unparsed(texts)
         if new:
-            self._parses.update(self._parser(new))
+            self._parser(new, self._remember)
         return {text: self._parses[text] for text in texts}
+
+    def unparsed(self, texts: Sequence[str]) -> List[str]:
+        """Those nobody has parsed, each once, the dearest first."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._parses]
+        if new:
+            self._parses.update(self._stored_parses().find(new))
+        return by_cost(text for text in new if text not in self._parses)
+
+    def _remember(self, parses: Dict[str, Propositions]) -> None:
+        self.parsed += len(parses)
+        self._parses.update(parses)
+        self._stored_parses().add(parses)
+
+    def _stored_parses(self) -> ParseCache:
+        if self._stored is None:
+            self._stored = ParseCache(self._parses_file, self._parser.version)
+        return self._stored
 
     def spice(self, captions: Sequence[Propositions],
               references: Sequence[Sequence[Propositions]]) -> List[Dict[str, List[int]]]:
@@ -88,15 +128,17 @@ class Engine:
         return self._map_shown("spice", "SPICE", [
             [caption, list(texts)] for caption, texts in zip(captions, references)])
 
-    def _parse_in_java(self, texts: Sequence[str]) -> Dict[str, Propositions]:
+    def parse_in_java(self, texts: Sequence[str], on_parsed: OnParsed) -> None:
         """The parser SPICE was published with."""
         self.require_corenlp()
         # A bar that counts captions would stand still at the long ones, which come first.
-        with self._bar(sum(map(_parse_cost, texts)), "parsing", bar_format=(
+        with self._bar(sum(map(parse_cost, texts)), "parsing", bar_format=(
                 "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}")) as bar:
-            parses = self._workers.map("parse", texts, _parse_limit_s,
-                                       lambda text: bar.update(_parse_cost(text)))
-        return dict(zip(texts, parses))
+            def done(values: List[Tuple[str, Propositions]]) -> None:
+                bar.update(sum(parse_cost(text) for text, _ in values))
+                on_parsed(dict(values))
+
+            self._workers.map("parse", texts, _parse_limit_s, done)
 
     def require_corenlp(self) -> None:
         """Refuse to go on without SPICE's parser.
@@ -110,24 +152,32 @@ class Engine:
 
     def _map_shown(self, name: str, label: str, items: Sequence[Any]) -> List[Any]:
         with self._bar(len(items), label, unit="pictures") as bar:
-            return self._workers.map(name, items, _linear_limit_s, lambda item: bar.update())
+            return self._workers.map(name, items, _linear_limit_s,
+                                     lambda values: bar.update(len(values)))
 
     def _bar(self, total: float, label: str, **options: Any) -> Any:
         return tqdm(total=total, desc=label, leave=False,
                     disable=None if self._progress else True, **options)
 
 
-def _parse_cost(text: str) -> float:
-    """Seconds on one core, roughly: the chart parser's time is the cube of the length."""
-    return 0.02 + 30.0 * (word_count(text) / 100) ** 3
+class JavaParser:
+    """The parser behind the seam that stands in this engine's worker."""
+
+    version = JAVA_PARSER
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __call__(self, texts: Sequence[str], on_parsed: OnParsed) -> None:
+        self._engine.parse_in_java(texts, on_parsed)
 
 
 def _parse_limit_s(text: str) -> float:
-    return SHORT_LIMIT_S + PARSE_SECONDS_AT_100_WORDS * (word_count(text) / 100) ** 3
+    return PARSE_LIMIT_A_COST * parse_cost(text)
 
 
 def _linear_limit_s(item: Any) -> float:
-    return SHORT_LIMIT_S + SECONDS_A_WORD * _words(item)
+    return SECONDS_A_WORD * _words(item)
 
 
 def _words(item: Any) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import jpype
@@ -19,6 +20,9 @@ PUNCTUATION = frozenset(
 METEOR_ARGUMENTS = ["-", "-", "-stdio", "-l", "en", "-norm"]
 # What Java's String.trim removes.
 JAVA_SPACES = "".join(map(chr, range(33)))
+
+
+JavaError = jpype.JException
 
 
 class ItemError(NamedTuple):
@@ -34,6 +38,7 @@ class Java:
     """A running JVM with the parts' jars behind class loaders of their own."""
 
     def __init__(self, class_paths: Dict[str, List[str]]) -> None:
+        self.paraphrases = Path(class_paths["meteor"][0]).parent / "data" / "paraphrase-en.gz"
         self._loaders = {part: _class_loader(paths) for part, paths in class_paths.items()
                          if part != "meteor"}
 
@@ -125,6 +130,8 @@ class Meteor:
     def __init__(self, java: Java, threads: int = 1) -> None:
         arguments = jpype.JArray(jpype.JString)(METEOR_ARGUMENTS)
         properties = java.find("meteor", "Meteor").createPropertiesFromArgs(arguments, 2)
+        # METEOR looks beside its jar, but not in a folder with a space or '%' in its name.
+        properties.setProperty("paraFile", str(java.paraphrases))
         package = "edu.cmu.meteor.scorer."
         configuration = java.find("meteor", package + "MeteorConfiguration")(properties)
         self._stats = java.find("meteor", package + "MeteorStats")

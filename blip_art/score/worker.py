@@ -4,7 +4,8 @@
 
 A JVM cannot be started twice in a process, and one that hangs or dies takes its process with it;
 so it has one of its own. Request: {"do": name, "items": [...]}. Answers: {"java": version} once,
-then {"values": [[index, value], ...], "errors": [[index, why], ...]}, at the end {"done": true}.
+then {"values": [[index, value], ...], "errors": [[index, why], ...]}, at the end {"done": true},
+or {"failed": why} when the whole request cannot be done.
 """
 
 from __future__ import annotations
@@ -37,8 +38,12 @@ def main() -> None:
     outbox.send({"java": setup["version"]})
     while True:
         request = requests.get()
-        for index, value in operation(request["do"])(request["items"]):
-            outbox.add(index, value)
+        try:
+            for index, value in operation(request["do"])(request["items"]):
+                outbox.add(index, value)
+        except java_side.JavaError as error:
+            outbox.send({"failed": java_side.java_error(error)})
+            continue
         outbox.flush()
         outbox.send({"done": True})
 

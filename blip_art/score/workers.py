@@ -1,6 +1,6 @@
 """Runs work in worker processes, each with a JVM: time limits, one replacement, no orphans.
 
-    with Workers(setup, class_paths) as workers: workers.map("tokenize", texts, lambda text: 60)
+    with Workers(setup, class_paths) as workers: workers.map("tokenize", texts, lambda text: 1.0)
 """
 
 from __future__ import annotations
@@ -13,12 +13,17 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from blip_art.score.java import JavaSetup
 
 START_LIMIT_S = 120.0
+# Silence that is never normal, beside the time that the items may take.
+PATIENCE_S = 120.0
 LOG_LINES = 40
+
+OnValues = Callable[[List[Tuple[Any, Any]]], None]
+"""Told of (item, value) as they come, some at a time."""
 
 
 class MetricFailed(Exception):
@@ -27,6 +32,35 @@ class MetricFailed(Exception):
 
 class WorkerLost(Exception):
     """The worker process died or went silent."""
+
+
+class Limits:
+    """How long a worker may be silent, and how long all of a call may take: both by the work."""
+
+    def __init__(self, seconds: Sequence[float], patience_s: float) -> None:
+        self._seconds = dict(enumerate(seconds))
+        self._patience_s = patience_s
+        self.total_s = patience_s + sum(seconds)
+        # Longest last; those that are done are dropped from the end when it is asked.
+        self._by_length = sorted(self._seconds, key=lambda index: self._seconds[index])
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now: Java's start has a limit of its own."""
+        self._end = time.monotonic() + self.total_s
+
+    def finished(self, index: int) -> None:
+        self._seconds.pop(index)
+
+    def silence_s(self) -> float:
+        """As long as the longest item that is left may take."""
+        while self._by_length and self._by_length[-1] not in self._seconds:
+            self._by_length.pop()
+        longest = self._by_length[-1:]
+        return self._patience_s + sum(self._seconds[index] for index in longest)
+
+    def left_s(self) -> float:
+        return self._end - time.monotonic()
 
 
 class Worker:
@@ -52,24 +86,27 @@ class Worker:
     def pid(self) -> int:
         return self._process.pid
 
-    def run(self, name: str, items: Sequence[Any], limit_s: Callable[[Any], float],
-            on_value: Callable[[int, Any], None], on_error: Callable[[int, str], None]) -> None:
-        """Do `name` for each item; the worker may be silent as long as its longest item may take.
+    def run(self, name: str, items: Sequence[Any], limits: Limits,
+            on_values: Callable[[List[Tuple[int, Any]]], None],
+            on_error: Callable[[int, str], None]) -> None:
+        """Do `name` for each item.
 
         Raises:
-            WorkerLost: it died, or was silent longer and was ended.
+            WorkerLost: it died, or took longer than its limits and was ended.
         """
         self._send({"do": name, "items": items})
-        limits = {index: limit_s(item) for index, item in enumerate(items)}
         while True:
-            answer = self._answer(max(limits.values(), default=60.0))
+            answer = self._answer(limits)
             if "done" in answer:
                 return
-            for index, value in answer.get("values", ()):
-                limits.pop(index)
-                on_value(index, value)
-            for index, why in answer.get("errors", ()):
-                limits.pop(index)
+            if "failed" in answer:
+                raise WorkerLost(answer["failed"])
+            values, errors = answer.get("values", []), answer.get("errors", [])
+            for index, _ in (*values, *errors):
+                limits.finished(index)
+            if values:
+                on_values(values)
+            for index, why in errors:
                 on_error(index, why)
 
     def stop(self) -> None:
@@ -90,15 +127,19 @@ class Worker:
         except OSError:
             raise WorkerLost(self._last_words()) from None
 
-    def _answer(self, limit_s: float) -> Dict[str, Any]:
-        limit_s += 0 if self._started else START_LIMIT_S
+    def _answer(self, limits: Limits) -> Dict[str, Any]:
+        extra_s = 0.0 if self._started else START_LIMIT_S
+        silence_s, left_s = limits.silence_s() + extra_s, limits.left_s() + extra_s
         try:
-            answer = self._answers.get(timeout=limit_s)
+            answer = self._answers.get(timeout=max(0.0, min(silence_s, left_s)))
         except queue.Empty:
-            raise WorkerLost(f"nothing for {limit_s:.0f} s") from None
+            raise WorkerLost(f"nothing for {silence_s:.0f} s" if silence_s <= left_s else
+                             f"not ready after {limits.total_s + extra_s:.0f} s") from None
         if answer is None:
             raise WorkerLost(self._last_words())
-        self._started = True
+        if not self._started:
+            self._started = True
+            limits.restart()
         return answer
 
     def _last_words(self) -> str:
@@ -128,9 +169,10 @@ class Workers:
     """A worker that is started when needed and replaced once in each call."""
 
     def __init__(self, setup: JavaSetup, class_paths: Mapping[str, List[str]],
-                 environ: Mapping[str, str]) -> None:
+                 environ: Mapping[str, str], patience_s: float = PATIENCE_S) -> None:
         self._setup, self._class_paths, self._environ = setup, class_paths, environ
         self._worker: Optional[Worker] = None
+        self.patience_s = patience_s
 
     def __enter__(self) -> Workers:
         return self
@@ -149,52 +191,72 @@ class Workers:
             self._worker = None
 
     def map(self, name: str, items: Sequence[Any], limit_s: Callable[[Any], float],
-            on_done: Callable[[Any], None] = lambda item: None) -> List[Any]:
+            on_values: OnValues = lambda values: None) -> List[Any]:
         """The value of each item; what a first worker leaves undone, a second one tries.
 
         The second has all of the job's memory and takes one item at a time.
 
+        Args:
+            limit_s: the longest an item may take, of which silence and the whole are bounded.
+
         Raises:
-            MetricFailed: an item failed twice.
+            MetricFailed: an item failed twice; the others' values were told.
         """
-        values: Dict[int, Any] = {}
-        errors: Dict[int, str] = {}
         if not items:
             return []
+        task = _Task(name, items, limit_s, on_values)
         for first in (True, False):
-            left = [index for index in range(len(items)) if index not in values]
-            errors.clear()
-            lost = self._try(first, name, left, items, limit_s, values, errors, on_done)
-            if len(values) == len(items):
-                return [values[index] for index in range(len(items))]
-        failed = next(index for index in range(len(items)) if index not in values)
-        raise MetricFailed(f"{errors.get(failed) or lost}, at {_shown(items[failed])}")
+            if not first:
+                self.stop()
+            lost = self._try(task, self._setup if first else self._setup.for_second_try())
+            if not task.left():
+                return [task.values[index] for index in range(len(items))]
+        raise MetricFailed(task.failure(lost))
 
-    def _try(self, first: bool, name: str, left: List[int], items: Sequence[Any],
-             limit_s: Callable[[Any], float], values: Dict[int, Any], errors: Dict[int, str],
-             on_done: Callable[[Any], None]) -> str:
-        """One worker's go at the items in `left`; returns how it was lost, '' if it was not."""
-        def on_value(position: int, value: Any) -> None:
-            values[left[position]] = value
-            on_done(items[left[position]])
-
-        def on_error(position: int, why: str) -> None:
-            errors[left[position]] = why
-
-        if not first:
-            self.stop()
+    def _try(self, task: _Task, setup: JavaSetup) -> str:
+        """One worker's go at what is left; returns how it was lost, '' if it was not."""
         if self._worker is None:
-            setup = self._setup if first else self._setup.for_second_try()
             self._worker = Worker(setup, self._class_paths, self._environ)
+        left = task.left()
+        task.errors.clear()
+        items = [task.items[index] for index in left]
+        limits = Limits([task.limit_s(item) for item in items], self.patience_s)
         try:
-            self._worker.run(name, [items[index] for index in left], limit_s, on_value, on_error)
+            self._worker.run(task.name, items, limits,
+                             lambda values: task.add([(left[n], value) for n, value in values]),
+                             lambda n, why: task.errors.update({left[n]: why}))
         except WorkerLost as error:
             self.stop()
             return str(error)
-        if not first:
+        if setup is not self._setup:
             # The slow, careful setup is for this call alone.
             self.stop()
         return ""
+
+
+class _Task:
+    """What one call of `map` has to do, and what of it is done."""
+
+    def __init__(self, name: str, items: Sequence[Any], limit_s: Callable[[Any], float],
+                 on_values: OnValues) -> None:
+        self.name, self.items, self.limit_s, self._on_values = name, items, limit_s, on_values
+        self.values: Dict[int, Any] = {}
+        self.errors: Dict[int, str] = {}
+
+    def left(self) -> List[int]:
+        return [index for index in range(len(self.items)) if index not in self.values]
+
+    def add(self, values: List[Tuple[int, Any]]) -> None:
+        self.values.update(values)
+        self._on_values([(self.items[index], value) for index, value in values])
+
+    def failure(self, lost: str) -> str:
+        """Why, the first item it happened to, and to how many."""
+        left = self.left()
+        # A lost worker did one item after the other: the first that is open is the one it died at.
+        at = next(index for index in left if not (lost and index in self.errors))
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        return f"{lost or self.errors[at]}, at {_shown(self.items[at])}{more}"
 
 
 def _shown(item: Any) -> str:

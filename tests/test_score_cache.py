@@ -1,0 +1,235 @@
+"""A text is parsed once, ever: remembered on disk whatever happens to the file, disk or process.
+
+    python -m pytest tests/test_score_cache.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from blip_art.errors import UserError
+from blip_art.score.engine import Engine
+from blip_art.score.parse_cache import ParseCache, merge, own_part
+from blip_art.score.parses import OnParsed, parse_cost, shard
+
+CAT = {"a red cat": [["cat"], ["cat", "red"]]}
+LONG = "caf\u00e9 \U0001f600 " * 20_000
+
+
+class FakeParser:
+    """Says each text's words, and notes what it was asked."""
+
+    version = "fake-1"
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, texts: Sequence[str], on_parsed: OnParsed) -> None:
+        for text in texts:
+            self.asked.append(text)
+            on_parsed({text: [[word] for word in text.split()]})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "parses.sqlite"
+
+
+def parsed(path: Path, *texts: str) -> list[str]:
+    """What an engine that starts now asks the parser."""
+    parser = FakeParser()
+    with Engine(parser=parser, parses=path) as engine:
+        assert engine.propositions(texts) == {text: [[word] for word in text.split()]
+                                              for text in texts}
+        assert engine.parsed == len(parser.asked)
+    return parser.asked
+
+
+def no_locks(folder: Path) -> bool:
+    return False
+
+
+def test_only_new_texts_reach_the_parser_each_once_and_longest_first(path: Path) -> None:
+    assert parsed(path, "a", "a b c", "a", LONG) == [LONG, "a b c", "a"]
+    assert parsed(path, LONG, "a", "", "d e", "a b c") == ["d e", ""]
+    assert parsed(path, LONG, "a", "", "d e", "a b c") == []
+
+
+def test_another_parser_has_a_memory_of_its_own(path: Path) -> None:
+    with ParseCache(path, "one") as cache:
+        cache.add(CAT)
+    with ParseCache(path, "two") as cache:
+        assert cache.find(list(CAT)) == {}
+        cache.add({"a red cat": []})
+    with ParseCache(path, "one") as cache:
+        assert cache.find(["a red cat", "a dog"]) == CAT
+
+
+def test_the_file_is_small(path: Path) -> None:
+    said = [["man"], ["woman"], ["man", "talk to", "woman"], ["street"], ["woman", "young"]]
+    with ParseCache(path, "p") as cache:
+        cache.add({f"a man talks to a young woman in street {n}": said for n in range(5000)})
+    assert path.stat().st_size < 5000 * 110
+
+
+@pytest.mark.parametrize("damage", [b"not a database at all" * 500, None])
+def test_a_broken_file_is_put_aside_in_one_line(path: Path, capsys: pytest.CaptureFixture[str],
+                                                damage: bytes | None) -> None:
+    texts = [f"text number {n} with some words" for n in range(3000)]
+    parsed(path, *texts)
+    whole = path.read_bytes()
+    # Else the middle is lost: the header looks well.
+    path.write_bytes(damage or whole[:4096] + bytes(len(whole) - 4096))
+    capsys.readouterr()
+    assert len(parsed(path, *texts)) == len(texts)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "is broken" in said
+    assert path.with_name("parses.sqlite.broken").exists()
+    assert parsed(path, *texts) == []
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Nothing below may be written; root may all the same, and so becomes somebody else."""
+    root = os.geteuid() == 0
+    for path in (*folder.iterdir(), folder):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """The folders above tmp_path are the test runner's alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_a_read_only_file_is_used_and_one_line_says_nothing_is_kept(
+        public_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = public_folder / "parses.sqlite"
+    parsed(path, "a", "b c")
+    with read_only(public_folder), ParseCache(path, "fake-1") as cache:
+        assert cache.find(["a", "d"]) == {"a": [["a"]]}
+        cache.add({"d": []})
+        cache.add({"e": []})
+        assert cache.find(["d"]) == {}
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+        public_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with read_only(public_folder):
+        assert parsed(public_folder / "new" / "parses.sqlite", "a", "b") == ["a", "b"]
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_full_disk_costs_the_memory_not_the_result(path: Path,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    parsed(path, "a")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        texts = [f"{n} " + "word " * 9 for n in range(2000)]
+        parser = FakeParser()
+        with Engine(parser=parser, parses=path) as engine:
+            for text in texts:
+                engine.propositions([text])
+            assert len(engine.propositions(texts)) == 2000
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "free space" in said
+    assert parsed(path, "a") == []
+
+
+def test_two_processes_share_a_file(path: Path) -> None:
+    code = ("import sys; from blip_art.score.parse_cache import ParseCache\n"
+            "with ParseCache(sys.argv[1], 'p') as cache:\n"
+            "    for n in range(150): cache.add({f'{sys.argv[2]} {n}': [[str(n)]]})")
+    running = [subprocess.Popen([sys.executable, "-c", code, str(path), name],
+                                stderr=subprocess.PIPE, text=True) for name in "ab"]
+    assert [process.communicate()[1] for process in running] == ["", ""]
+    with ParseCache(path, "p") as cache:
+        assert len(cache.find([f"{name} {n}" for name in "ab" for n in range(150)])) == 300
+
+
+def test_without_locks_each_process_writes_its_own_part_that_is_merged(path: Path) -> None:
+    with ParseCache(path, "p") as cache:
+        cache.add(CAT)
+    with ParseCache(path, "p", can_lock=no_locks) as cache:
+        cache.add({"a dog": [["dog"]]})
+        assert len(cache.find(["a red cat", "a dog"])) == 2
+    with ParseCache(path, "p") as cache:
+        assert cache.find(["a dog"]) == {}
+    assert own_part(path).exists()
+    assert merge(path) == 1
+    assert not own_part(path).exists()
+    with ParseCache(path, "p") as cache:
+        assert cache.find(["a red cat", "a dog"]) == {**CAT, "a dog": [["dog"]]}
+
+
+def test_files_of_others_are_merged_and_stay(tmp_path: Path, path: Path) -> None:
+    other = tmp_path / "other.sqlite"
+    for file in (path, other):
+        with ParseCache(file, "p") as cache:
+            cache.add({"both": [], file.name: []})
+    assert merge(path, [other]) == 1
+    assert other.exists()
+    with pytest.raises(UserError, match="no parses at"):
+        merge(path, [tmp_path / "nowhere"])
+
+
+def test_jobs_of_an_array_share_the_work_not_the_texts() -> None:
+    texts = [" ".join(["word"] * (1 + n % 60)) + f" {n}" for n in range(400)]
+    shares = [shard(texts, index, 3) for index in range(3)]
+    assert sorted(text for share in shares for text in share) == sorted(texts)
+    costs = [sum(map(parse_cost, share)) for share in shares]
+    assert max(costs) < 1.02 * min(costs)
+
+
+PREPARE = """
+import sys, time
+from pathlib import Path
+from blip_art.score.engine import Engine
+class Slow:
+    version = "fake-1"
+    def __call__(self, texts, on_parsed):
+        for text in texts:
+            time.sleep(0.01)
+            on_parsed({text: [[word] for word in text.split()]})
+            print(text, flush=True)
+with Engine(parser=Slow(), parses=sys.argv[1]) as engine:
+    engine.propositions([f"text {n}" for n in range(1000)])
+"""
+
+
+def test_a_kill_loses_what_was_running_only(path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", PREPARE, str(path)], stdout=subprocess.PIPE,
+                               text=True)
+    assert process.stdout
+    done = [process.stdout.readline().strip() for _ in range(30)]
+    process.send_signal(signal.SIGKILL)
+    done += process.stdout.read().split("\n")[:-1]
+    assert 30 <= len(done) < 1000
+    left = parsed(path, *[f"text {n}" for n in range(1000)])
+    assert set(left).isdisjoint(done)
+    assert len(left) >= 999 - len(done)

@@ -30,7 +30,10 @@ def written_aside(path: PathLike) -> Iterator[Path]:
     aside = target.with_name(f".{target.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        aside.touch()
+        mode = aside.stat().st_mode
         yield aside
+        aside.chmod(mode)  # safetensors makes files that a colleague could not read
         os.replace(aside, target)
     except OSError as error:
         if error.filename in (None, str(aside), str(target), *map(str, target.parents)):

@@ -131,6 +131,31 @@ def test_a_follower_does_not_outlive_a_job_that_failed(tmp_path: Path, repo: Pat
     assert not Path(f"/proc/{log.read_text().strip()}").exists()
 
 
+STARTS_A_SESSION = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"],
+                         start_new_session=True)
+print(child.pid)
+sys.stdin.read()
+child.kill()
+"""
+
+
+def test_what_a_follower_starts_stays_behind_training(tmp_path: Path, repo: Path) -> None:
+    job = python_job(tmp_path, repo, STARTS_A_SESSION)
+    log = tmp_path / job.log
+    with Beside(job) as follower:
+        while not log.read_text():
+            time.sleep(0.05)
+        group = Path(f"/proc/{log.read_text().strip()}/autogroup")
+        end = time.monotonic() + 20
+        # A kernel that does not share by sessions has no such file, or nothing in it.
+        while group.exists() and group.read_text().endswith("nice 0\n"):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert follower.finish() == 0
+
+
 LAUNCHER = """
 import sys
 from blip_art.cluster.beside import Beside

@@ -16,9 +16,12 @@ from blip_art.files import RunDir, read_json, read_jsonl, write_json, write_json
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "state.json"
     write_json(path, {"epoch": 1})
-    with pytest.raises(ZeroDivisionError), written_aside(path) as aside:
-        aside.write_text("half")
-        raise ZeroDivisionError
+    def half_a_write() -> None:
+        with written_aside(path) as aside:
+            aside.write_text("half")
+            raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        half_a_write()
     assert read_json(path) == {"epoch": 1}
     assert list(tmp_path.iterdir()) == [path]
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import signal
@@ -18,9 +19,12 @@ from pathlib import Path
 import pytest
 
 from blip_art.errors import UserError
+from blip_art.score import corenlp
+from blip_art.score.__main__ import main
 from blip_art.score.engine import Engine
 from blip_art.score.parse_cache import ParseCache, merge, own_part
 from blip_art.score.parses import OnParsed, parse_cost, shard
+from blip_art.score.scoring import score_with
 
 CAT = {"a red cat": [["cat"], ["cat", "red"]]}
 LONG = "caf\u00e9 \U0001f600 " * 20_000
@@ -35,9 +39,8 @@ class FakeParser:
         self.asked: list[str] = []
 
     def __call__(self, texts: Sequence[str], on_parsed: OnParsed) -> None:
-        for text in texts:
-            self.asked.append(text)
-            on_parsed({text: [[word] for word in text.split()]})
+        self.asked += texts
+        on_parsed({text: [[word] for word in text.split()] for text in texts})
 
 
 @pytest.fixture
@@ -150,8 +153,8 @@ def test_a_full_disk_costs_the_memory_not_the_result(path: Path,
         texts = [f"{n} " + "word " * 9 for n in range(2000)]
         parser = FakeParser()
         with Engine(parser=parser, parses=path) as engine:
-            for text in texts:
-                engine.propositions([text])
+            for first in range(0, 2000, 100):
+                engine.propositions(texts[first:first + 100])
             assert len(engine.propositions(texts)) == 2000
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -164,12 +167,12 @@ def test_a_full_disk_costs_the_memory_not_the_result(path: Path,
 def test_two_processes_share_a_file(path: Path) -> None:
     code = ("import sys; from blip_art.score.parse_cache import ParseCache\n"
             "with ParseCache(sys.argv[1], 'p') as cache:\n"
-            "    for n in range(150): cache.add({f'{sys.argv[2]} {n}': [[str(n)]]})")
+            "    for n in range(40): cache.add({f'{sys.argv[2]} {n}': [[str(n)]]})")
     running = [subprocess.Popen([sys.executable, "-c", code, str(path), name],
                                 stderr=subprocess.PIPE, text=True) for name in "ab"]
     assert [process.communicate()[1] for process in running] == ["", ""]
     with ParseCache(path, "p") as cache:
-        assert len(cache.find([f"{name} {n}" for name in "ab" for n in range(150)])) == 300
+        assert len(cache.find([f"{name} {n}" for name in "ab" for n in range(40)])) == 80
 
 
 def test_without_locks_each_process_writes_its_own_part_that_is_merged(path: Path) -> None:
@@ -209,6 +212,8 @@ def test_jobs_of_an_array_share_the_work_not_the_texts() -> None:
 PREPARE = """
 import sys, time
 from pathlib import Path
+from blip_art.score import corenlp
+from blip_art.score.__main__ import main
 from blip_art.score.engine import Engine
 class Slow:
     version = "fake-1"
@@ -218,7 +223,7 @@ class Slow:
             on_parsed({text: [[word] for word in text.split()]})
             print(text, flush=True)
 with Engine(parser=Slow(), parses=sys.argv[1]) as engine:
-    engine.propositions([f"text {n}" for n in range(1000)])
+    engine.propositions([f"text {n}" for n in range(300)])
 """
 
 
@@ -229,7 +234,36 @@ def test_a_kill_loses_what_was_running_only(path: Path) -> None:
     done = [process.stdout.readline().strip() for _ in range(30)]
     process.send_signal(signal.SIGKILL)
     done += process.stdout.read().split("\n")[:-1]
-    assert 30 <= len(done) < 1000
-    left = parsed(path, *[f"text {n}" for n in range(1000)])
+    assert 30 <= len(done) < 300
+    left = parsed(path, *[f"text {n}" for n in range(300)])
     assert set(left).isdisjoint(done)
-    assert len(left) >= 999 - len(done)
+    assert len(left) >= 299 - len(done)
+
+
+def prepare(path: Path, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-m", "blip_art.score", *arguments], text=True,
+                          env={**os.environ, "BLIP_ART_PARSES": str(path)}, check=True,
+                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return done.stderr
+
+
+def test_an_array_prepares_what_scoring_then_finds(tmp_path: Path, path: Path) -> None:
+    refs = tmp_path / "refs.json"
+    captions = ["A red cat.", "A red cat", "Two dogs run on the beach", "A ship at sea"]
+    refs.write_text(json.dumps([{"image_id": n, "caption": text}
+                                for n, text in enumerate(captions)]))
+    corenlp.fetch(corenlp.cache_folder(), corenlp.sources_from())
+    said = [prepare(path, "prepare", str(refs), "--shard", f"{job}/2") for job in (1, 2)]
+    assert all("3 distinct references" in text for text in said)
+    assert "0 parsed in" in prepare(path, "prepare", str(refs))
+    with Engine(parses=path) as engine:
+        scores = score_with(engine, {1: captions[:1], 2: captions[2:]},
+                            {1: "a ship at sea", 2: "a red cat"}, ["spice"])
+        assert engine.parsed == 0
+    assert scores.metrics == {"SPICE": 0.0}
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "a/b"])
+def test_a_wrong_shard_is_named(shard: str) -> None:
+    with pytest.raises(UserError, match="must be I/N with I from 1 to N"):
+        main(["prepare", "refs.json", "--shard", shard])

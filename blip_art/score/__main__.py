@@ -14,13 +14,14 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 from blip_art.config import METRIC_NAMES
 from blip_art.errors import EXIT_FAILED, UserError, exit_cleanly
 from blip_art.files import RunDir, read_json, write_json
-from blip_art.score import corenlp
+from blip_art.score import corenlp, prepare
 from blip_art.score.shown import comparison_table, sentence, table, verdict, with_intervals
 
 # Modules with metrics are imported where they are used: fetching must work without them.
 
 EPILOG = """examples:
   python -m blip_art.score fetch                              once, with network: for SPICE
+  python -m blip_art.score prepare refs.json                  parse references ahead of time
   python -m blip_art.score refs.json results.json             any COCO-format pair of files
   python -m blip_art.score refs.json results.json --metrics bleu,cider --json scores.json
   python -m blip_art.score refs.json results.json --floor train.json --oracle 16
@@ -43,6 +44,7 @@ Values equal pycocoevalcap's. Under them: the 95 % interval over pictures (boots
 environment:
   BLIP_ART_CACHE     where CoreNLP is kept; may be read-only once it is there
   BLIP_ART_CORENLP   folders, file:// addresses or mirrors to fetch it from, separated by spaces
+  BLIP_ART_PARSES    the file where parses are kept, so that no text is parsed twice
   BLIP_ART_JAVA      the Java to use instead of the packaged one
   BLIP_ART_HEAP_MB   Java's largest heap; by default what the job's memory limit allows
 
@@ -268,7 +270,8 @@ def _fetch(arguments: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS: Dict[str, Callable[[Sequence[str]], int]] = {"fetch": _fetch, "compare": _compare}
+COMMANDS: Dict[str, Callable[[Sequence[str]], int]] = {
+    "fetch": _fetch, "compare": _compare, "prepare": prepare.prepare, "merge": prepare.merge}
 
 
 def _tell(json_file: Optional[str], found: Any, text: str) -> None:

@@ -45,8 +45,9 @@ class Engine:
         self._setup = java.java_setup(java_home, heap_mb, threads, environ)
         self._progress = progress
         self._parser: Parser = parser or JavaParser(self)
-        self._parses_file = Path(
+        self.parses_file = Path(
             parses or environ.get("BLIP_ART_PARSES") or self._cache / FILE_NAME).expanduser()
+        """Where parses are remembered."""
         self._stored: Optional[ParseCache] = None
         self._tokens: Dict[str, str] = {}
         self._parses: Dict[str, Propositions] = {}
@@ -118,7 +119,7 @@ class Engine:
 
     def _stored_parses(self) -> ParseCache:
         if self._stored is None:
-            self._stored = ParseCache(self._parses_file, self._parser.version)
+            self._stored = ParseCache(self.parses_file, self._parser.version)
         return self._stored
 
     def spice(self, captions: Sequence[Propositions],

@@ -1,10 +1,11 @@
 """Makes spice.json: tuple counts as pycocoevalcap's own SPICE class reports them.
 
-    python tests/golden/make_spice.py          (needs network, and a whole Java 17 or later on PATH)
-    python tests/golden/make_spice.py --many REFS.json                    (spice_many.json.gz, an hour)
+    python tests/golden/make_spice.py                      (needs network, and a whole Java 17)
+    python tests/golden/make_spice.py --many REFS.json     (spice_many.json.gz; half an hour)
 
-REFS.json are the Iconclass references; of these, only ids and counts are stored. pycocoevalcap runs here in a copy, because it writes into its package. Its SPICE prints through
-Java's script engine, which Java 15 dropped: Nashorn takes its place, nothing else is changed.
+REFS.json are the Iconclass references, of which only ids and counts are stored. pycocoevalcap runs
+here in a copy, because it writes into its package. Its SPICE prints through Java's script engine,
+which Java 15 dropped: Nashorn takes its place, nothing else is changed.
 """
 
 from __future__ import annotations

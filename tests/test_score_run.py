@@ -101,3 +101,27 @@ def test_the_most_frequent_caption_counts_lists_too(tmp_path: Path) -> None:
     write_json(tmp_path / "train.json", [
         {"image": "1.jpg", "caption": ["a", "b"]}, {"image": "2.jpg", "caption": "b"}])
     assert most_frequent_caption(tmp_path / "train.json") == "b"
+
+
+@pytest.mark.parametrize("broken", ["[]", "{", '{"metrics": [], "failed": {}}', "\x00"])
+def test_broken_files_in_a_run_are_made_again(run: RunDir, engine: Engine, broken: str) -> None:
+    score_run(run, engine)
+    best = read_json(run.best)
+    for path in (run.best, run.scores("val", 0), run.floor_scores("val")):
+        write_text(path, broken)
+    write_text(run.scores("val", 7), broken)  # its captions are gone
+    assert [path.name for path in score_run(run, engine)] == ["floor_val.json", "val_00.json"]
+    assert read_json(run.best) == best
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("config.yaml", "score: {metrics: [bert]}", "score.metrics must be some of bleu"),
+    ("references/val.json", '{"images": [{"id": 1}], "annotations": []}',
+     "no reference caption for picture 1"),
+    ("predictions/val_01.json", '{"1": "a lion"}', "must hold a list of {image_id, caption}"),
+    ("../train.json", "{", "train.json is not valid JSON")])
+def test_a_wrong_file_of_a_run_is_named(
+        run: RunDir, engine: Engine, name: str, content: str, message: str) -> None:
+    write_text(run.path / name, content)
+    with pytest.raises(UserError, match=message):
+        score_run(run, engine)

@@ -192,12 +192,13 @@ def _score_files(options: argparse.Namespace, metrics: Sequence[str]) -> int:
 
 def _score_run(run: RunDir, options: argparse.Namespace, metrics: Sequence[str]) -> int:
     from blip_art.score.follow import score_when_free
+    from blip_art.score.run import read_scores
 
     with _engine(options) as engine:
         written = score_when_free(run, engine, metrics)
     files = [*sorted(run.path.glob("scores/floor_*.json")), *(row.path for row in run.scored()),
              *sorted(run.path.glob("scores/oracle_*.json"))]
-    rows = {path.stem: read_json(path) for path in files}
+    rows = {path.stem: row for path in files for row in [read_scores(path)] if row}
     best = read_json(run.best) if run.best.exists() else None
     lines = [table({name: row["metrics"] for name, row in rows.items()})] if rows else []
     if best:

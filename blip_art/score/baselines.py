@@ -52,7 +52,8 @@ def caption_words(config: Config) -> int:
 def training_list(run: RunDir, config: Config) -> Optional[Path]:
     """The run's training pairs, wherever scoring is started from; None when they are gone."""
     name = Path(config.data.annotations, config.data.train)
-    started_in = read_json(run.manifest).get("cwd", "") if run.manifest.exists() else ""
+    manifest = read_json(run.manifest) if run.manifest.exists() else {}
+    started_in = str(manifest.get("cwd", "")) if isinstance(manifest, dict) else ""
     return next((path for path in (Path(started_in, name), name) if path.exists()), None)
 
 

@@ -84,9 +84,17 @@ class Follower:
             # Said, and not the end: the next epoch may be whole.
             say(f"error: {error}")
             self._code = EXIT_USER_ERROR
-        prune_weights(self._run, run_config(self._run).train.keep)
-        if self._run.best.exists():
-            best = read_json(self._run.best)
+        self._keep_the_best()
+
+    def _keep_the_best(self) -> None:
+        try:
+            prune_weights(self._run, run_config(self._run).train.keep)
+            best = read_json(self._run.best) if self._run.best.exists() else None
+        except UserError as error:
+            say(f"error: {error}")
+            self._code = EXIT_USER_ERROR
+            return
+        if best:
             say(f"best so far: epoch {best['epoch']:02d} by {best['rule']} = {best['value']:.3f}")
 
     def _say_who(self) -> None:

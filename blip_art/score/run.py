@@ -122,16 +122,19 @@ class SplitScorer:
 
     def _is_current(self, path: Path, head: Mapping[str, Any]) -> bool:
         """Whether the file is of these captions and references and has all metrics."""
-        if not path.exists():
-            return False
-        try:
-            stored = read_json(path)
-        except UserError:  # a broken file is made again
-            return False
-        return (isinstance(stored, dict) and stored.items() >= head.items()
-                and stored.get("references", {}).get("sha256") == self._hash
-                and all(name in stored.get("seconds", ()) and name not in stored.get("failed", ())
+        stored = read_scores(path)
+        return (stored is not None and stored.items() >= head.items()
+                and (stored.get("references") or {}).get("sha256") == self._hash
+                and all(name in stored.get("seconds", ()) and name not in stored["failed"]
                         for name in self._metrics))
+
+
+def read_scores(path: Path) -> Optional[Dict[str, Any]]:
+    """The content of a score file; None where there is no whole one, which is then made again."""
+    stored = _read_or_none(path)
+    whole = isinstance(stored, dict) and all(
+        isinstance(stored.get(key), dict) for key in ("metrics", "failed"))
+    return stored if whole else None
 
 
 def write_best(run: RunDir, rule: str) -> Optional[Dict[str, Any]]:
@@ -140,7 +143,8 @@ def write_best(run: RunDir, rule: str) -> Optional[Dict[str, Any]]:
     for result in run.scored():
         if result.split != "val":
             continue
-        found = read_json(result.path)["metrics"]
+        stored = read_scores(result.path)
+        found = stored["metrics"] if stored else {}
         lacking = [name for name in BEST_RULES[rule] if name not in found]
         if lacking:
             say(f"{result.path.name} has no {', '.join(lacking)}: "
@@ -151,7 +155,7 @@ def write_best(run: RunDir, rule: str) -> Optional[Dict[str, Any]]:
         return None
     epoch = max(sorted(values), key=lambda number: values[number])
     best = {"epoch": epoch, "rule": rule, "value": values[epoch]}
-    if not run.best.exists() or read_json(run.best) != best:
+    if _read_or_none(run.best) != best:
         write_json(run.best, best)
     return best
 
@@ -159,3 +163,10 @@ def write_best(run: RunDir, rule: str) -> Optional[Dict[str, Any]]:
 def say(line: str) -> None:
     """To whoever watches, or the job's log."""
     print(line, file=sys.stderr, flush=True)
+
+
+def _read_or_none(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except UserError:
+        return None

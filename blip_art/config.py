@@ -41,9 +41,9 @@ class DataConfig:
     """Validation pairs; a picture that is named several times is captioned once."""
     test: str = "iconclassTest.json"
     """Test pairs."""
-    val_gt: str = "art_gt/art_val_gt.json"
+    val_gt: str = ""
     """COCO ground truth that validation captions are scored against; '' makes it from `val`."""
-    test_gt: str = "art_gt/art_test_gt.json"
+    test_gt: str = ""
     """The same for the test split; '' makes it from `test`."""
     max_words: int = 30
     """Training captions are cut to this many words before they are tokenized."""

@@ -20,8 +20,10 @@ import torch.distributed as dist
 
 from blip_art.errors import UserError
 
-# Rank 0 may write a large checkpoint to a slow file system while the others wait.
 TIMEOUT = timedelta(minutes=30)
+# Ranks wait here while rank 0 looks at every picture, or writes a large checkpoint, on a slow file
+# system. One that dies is noticed at once all the same: its connections close.
+CONTROL_TIMEOUT = timedelta(hours=6)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -121,7 +123,7 @@ def process_group() -> Iterator[World]:
     with _without_greetings():
         dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=size,
                                 timeout=TIMEOUT)
-        control = dist.new_group(backend="gloo", timeout=TIMEOUT) if cuda else dist.group.WORLD
+        control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
     try:
         yield World(rank, size, device, control)
     finally:

@@ -22,6 +22,10 @@ _PATIENCE_S = 15.0
 class UserError(Exception):
     """What is wrong, where, and how to mend it, in one line."""
 
+    def __str__(self) -> str:
+        # A loader worker's error arrives with the worker's traceback in front of its message.
+        return super().__str__().rstrip().split("\n")[-1].replace(f"{__name__}.UserError: ", "")
+
 
 def exit_cleanly(main: Callable[[], Optional[int]]) -> NoReturn:
     """Run `main` and leave with its exit code; a user's mistake ends without a traceback."""

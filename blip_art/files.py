@@ -34,6 +34,8 @@ def written_aside(path: PathLike) -> Iterator[Path]:
         mode = aside.stat().st_mode
         yield aside
         aside.chmod(mode)  # safetensors makes files that a colleague could not read
+        with open(aside, "rb") as written:
+            os.fsync(written.fileno())  # durable before the old file is gone
         os.replace(aside, target)
     except OSError as error:
         if error.filename in (None, str(aside), str(target), *map(str, target.parents)):
@@ -46,11 +48,9 @@ def written_aside(path: PathLike) -> Iterator[Path]:
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all, durable before the rename."""
+    """Write `text` as UTF-8, whole or not at all."""
     with written_aside(path) as aside, open(aside, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def write_json(path: PathLike, value: Any, indent: Optional[int] = None) -> None:

@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +17,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 from tqdm import tqdm
 
-from blip_art.config import Config, GenerateConfig, dump_config, load_config
+from blip_art.config import Config, GenerateConfig, config_to_dict, dump_config, load_config
 from blip_art.data.datasets import Picture, unique_pictures
 from blip_art.data.loading import PictureDataset
 from blip_art.distributed import Interrupted, Stop, World, leave_signals_to_the_rank, process_group
 from blip_art.errors import EXIT_INTERRUPTED, UserError, exit_cleanly
 from blip_art.files import RunDir, read_json, write_json, write_text
+from blip_art.manifest import update_manifest
 from blip_art.merge import merge_captions
 from blip_art.model.captioner import BlipCaptioner, build_captioner
 from blip_art.model.decode import BeamOptions, NucleusOptions, beam_search, nucleus_sample
@@ -101,15 +104,21 @@ def _row(picture: Picture, candidates: list[str]) -> dict[str, Any]:
             "candidates": candidates}
 
 
+def check_lengths(config: Config, model: BlipCaptioner) -> None:
+    """Refuse a max_length that the prompt alone fills."""
+    if config.generate.max_length <= len(model.prompt_ids):
+        raise UserError(f"generate.max_length={config.generate.max_length} leaves no room for a "
+                        f"word: the prompt has {len(model.prompt_ids)} tokens")
+
+
 def caption_split(model: BlipCaptioner, tokenizer: CaptionTokenizer, config: Config, run: RunDir,
                   split: str, epoch: int, world: World, stop: Stop) -> None:
-    """Write predictions/<split>_<epoch>.json and the references it is scored against."""
+    """Write predictions/<split>_<epoch>.json."""
     # Split lists name a picture about four times: each is captioned once.
     pictures = unique_pictures(readable_pairs(config, run, split, world))
     rows = caption_pictures(model, tokenizer, pictures, config, epoch, world, stop,
                             f"captions {split} {epoch}")
     if world.is_main:
-        freeze_references(config, run, split)
         write_json(run.predictions(split, epoch), rows)
     world.barrier()
 
@@ -126,6 +135,9 @@ def _weights(args: argparse.Namespace, run: RunDir, config: Config) -> tuple[str
     """The weights to read and the epoch their captions are filed under."""
     saved = run.saved_epochs()
     if args.weights:
+        if saved or run.last_checkpoint.exists():
+            raise UserError(f"{run.path} is a training's: captions of other weights would replace "
+                            "its own; choose another --run, with --config CONFIG.yaml")
         return args.weights, args.epoch or 0
     if not saved and config.model.pretrained and not run.last_checkpoint.exists():
         return config.model.pretrained, args.epoch or 0
@@ -143,15 +155,29 @@ def main(argv: list[str] | None = None) -> int:
     run = RunDir(args.run)
     config = _run_config(args, run)
     source, epoch = _weights(args, run, config)
+    splits = args.split or config.generate.splits
+    for split in splits:
+        if args.overrides and not args.config and run.predictions(split, epoch).exists():
+            raise UserError(f"{run.predictions(split, epoch)} is there, with the run's settings; "
+                            f"for others use another --run, --config {run.config} and "
+                            f"--weights {source}")
     with process_group() as world, Stop() as stop:
-        if world.is_main and not run.config.exists():
-            write_text(run.config, dump_config(config))
+        if world.is_main:
+            if not run.config.exists():
+                write_text(run.config, dump_config(config))
+            update_manifest(run, stage="predict", data=[source] if Path(source).is_file() else [],
+                            cwd=os.getcwd(), predict={"weights": source, "epoch": epoch,
+                                                      "generate": config_to_dict(config.generate)})
         tokenizer = CaptionTokenizer(config.model.tokenizer)
         model = build_captioner(config.model, tokenizer)
         load_weights(model, source)
         model.to(world.device)
+        check_lengths(config, model)
+        for split in splits:
+            readable_pairs(config, run, split, world)
+            freeze_references(config, run, split, world)
         try:
-            for split in args.split or config.generate.splits:
+            for split in splits:
                 caption_split(model, tokenizer, config, run, split, epoch, world, stop)
                 if world.is_main:
                     print(run.predictions(split, epoch))

@@ -1,9 +1,10 @@
-"""Training as a user runs it: two real ranks, stopped, resumed, refused."""
+"""Training as a user runs it: three real ranks, stopped, resumed, refused."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,24 +18,27 @@ from safetensors.torch import load_file
 from blip_art.config import load_config
 from blip_art.distributed import World
 from blip_art.errors import UserError
-from blip_art.files import RunDir, read_json, read_jsonl
-from blip_art.readable import readable_pairs
+from blip_art.files import RunDir, read_json, read_jsonl, write_json
+from blip_art.model.captioner import BlipCaptioner
+from blip_art.readable import freeze_references, readable_pairs
+from blip_art.train.__main__ import main
 from blip_art.train.batches import EpochBatches, steps_per_epoch
 from blip_art.train.setup import open_run
 from tests.mini import write_mini
 
 ALONE = World(0, 1, torch.device("cpu"))
-STEPS = 40
+STEPS = 30
+RANKS = 3  # with two, the order of sums cannot matter
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
-    return write_mini(tmp_path_factory.mktemp("mini"), train=4 * STEPS, val=7)
+    return write_mini(tmp_path_factory.mktemp("mini"), train=2 * RANKS * STEPS, val=7)
 
 
 def start(config: Path, run: Path, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "blip_art.torchrun", "--standalone", "--nproc_per_node=2",
+        [sys.executable, "-m", "blip_art.torchrun", "--standalone", f"--nproc_per_node={RANKS}",
          "-m", "blip_art.train", str(config), "--run", str(run), "train.batch_size=2", *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -114,12 +118,65 @@ def test_all_options_of_training_work_together(config, tmp_path):
     assert not torch.equal(averaged[name], trained["model"][name])
 
 
-def test_a_finished_run_resumes_to_nothing(undisturbed, config):
+def test_a_run_killed_among_its_captions_writes_them_again(undisturbed, config):
     before = undisturbed.last_checkpoint.stat().st_mtime_ns
+    captions = undisturbed.predictions("val", 1).read_bytes()
+    undisturbed.predictions("val", 1).unlink()
     code, output = finish(start(config, undisturbed.path, "--resume"))
     assert code == 0, output
-    assert undisturbed.last_checkpoint.stat().st_mtime_ns == before
+    assert undisturbed.last_checkpoint.stat().st_mtime_ns == before  # no step was done again
+    assert undisturbed.predictions("val", 1).read_bytes() == captions
     assert len(read_jsonl(undisturbed.train_log)) == 2
+
+
+def test_training_that_explodes_ends_with_advice(config, tmp_path, capsys):
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match=r"not finite 50 steps in a row.*lower train\.lr"):
+        main([str(config), "--run", str(run), "train.lr=1e30", "train.batch_size=1",
+              "train.epochs=1", "data.num_workers=0"])
+    assert read_json(RunDir(run).state)["state"] == "failed"
+
+
+def test_one_step_that_is_not_finite_is_left_out_of_the_loss(config, tmp_path, monkeypatch):
+    whole = BlipCaptioner.forward
+    calls = iter(range(1000))
+
+    def sometimes_infinite(self, *batch):
+        return whole(self, *batch) * (float("inf") if next(calls) == 3 else 1.0)
+    monkeypatch.setattr(BlipCaptioner, "forward", sometimes_infinite)
+    run = RunDir(tmp_path / "run")
+    assert main([str(config), "--run", str(run.path), "train.epochs=1", "train.batch_size=8",
+                 "data.num_workers=0"]) == 0
+    row, = read_jsonl(run.train_log)
+    assert row["skipped_steps"] == 1
+    assert 2 < row["loss"] < 6
+
+
+def test_captions_of_something_else_are_not_taken_for_this_trainings(config, tmp_path):
+    run = RunDir(tmp_path / "run")
+    write_json(run.predictions("val", 0), [])
+    with pytest.raises(UserError, match="has captions or weights but no checkpoint"):
+        open_run(run, load_config(config), resume=True, world=ALONE)
+
+
+def test_another_number_of_ranks_is_named(undisturbed, config):
+    with pytest.raises(UserError, match="was started with 3 processes, not 1"):
+        open_run(undisturbed, load_config(config, ["train.batch_size=2"]), resume=True, world=ALONE)
+
+
+def test_changed_data_are_named(undisturbed, config, tmp_path):
+    world = World(0, 1, torch.device("cpu"))
+    run = RunDir(tmp_path / "copy")
+    shutil.copytree(undisturbed.path, run.path)
+    write_json(run.manifest, {**read_json(run.manifest), "ranks": 1})
+    lists = config.parent / "train.json"
+    before = lists.read_text()
+    lists.write_text(before.replace("red", "blue"))
+    try:
+        with pytest.raises(UserError, match=r"train\.json has changed since"):
+            open_run(run, load_config(config, ["train.batch_size=2"]), resume=True, world=world)
+    finally:
+        lists.write_text(before)
 
 
 def test_a_run_with_a_checkpoint_is_not_overwritten(undisturbed, config):
@@ -138,7 +195,7 @@ def test_another_configuration_is_named(undisturbed, config):
 
 def test_a_run_folder_that_cannot_be_written_is_named(config, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="cannot write .*file/run/config.yaml"):
+    with pytest.raises(UserError, match="cannot write .*file/run/output.txt"):
         open_run(RunDir(tmp_path / "file" / "run"), load_config(config), resume=False, world=ALONE)
 
 
@@ -160,7 +217,26 @@ def test_bad_pictures_can_be_skipped(with_bad_pictures, tmp_path):
     pairs = readable_pairs(config, RunDir(tmp_path / "r"), "train", ALONE)
     assert [pair.image_id for pair in pairs] == ["1", "3", "4", "6"]
     verdict = json.loads((tmp_path / "r" / "bad_pictures" / "train.json").read_text())
-    assert set(verdict) == {"train_2.png", "train_5.png"}
+    assert set(verdict["bad"]) == {"train_2.png", "train_5.png"}
+
+
+def test_the_verdict_on_pictures_belongs_to_their_folder(with_bad_pictures, tmp_path):
+    run = RunDir(tmp_path / "r")
+    wrong = load_config(with_bad_pictures, ["data.bad_pictures=skip", "data.images=/nowhere"])
+    with pytest.raises(UserError, match=r"is data\.images=/nowhere the right folder\?"):
+        readable_pairs(wrong, run, "train", ALONE)
+    right = load_config(with_bad_pictures, ["data.bad_pictures=skip"])
+    assert len(readable_pairs(right, run, "train", ALONE)) == 4
+    with pytest.raises(UserError, match="2 of 6 pictures"):
+        readable_pairs(load_config(with_bad_pictures), run, "train", ALONE)
+
+
+def test_ground_truth_without_a_picture_of_the_list_is_named(config, tmp_path):
+    write_json(config.parent / "gt.json", {"images": [], "annotations": []})
+    loaded = load_config(config, ["data.val_gt=gt.json"])
+    readable_pairs(loaded, RunDir(tmp_path), "val", ALONE)
+    with pytest.raises(UserError, match=r"gt\.json has no reference for 7 pictures"):
+        freeze_references(loaded, RunDir(tmp_path), "val", ALONE)
 
 
 def test_an_epoch_shares_the_pairs_among_the_ranks():

@@ -15,7 +15,7 @@ from blip_art.cluster.plan import Place, collect_job, module_job, score_job, tra
 from blip_art.cluster.snapshot import take_snapshot
 from blip_art.config import differences, load_config
 from blip_art.errors import UserError
-from blip_art.files import RunDir, read_json
+from blip_art.files import RunDir, read_json, write_text
 from blip_art.report.tables import Run, read_runs
 from blip_art.report.words import number
 
@@ -41,6 +41,7 @@ class Demo:
         self.annotations = Path(self.config.data.annotations)
         self.tokenizer = Path(self.config.model.tokenizer)
         self.report = run.path / "report"
+        self.mark = run.path / "made_by_demo.txt"
 
     def stages(self) -> List[Stage]:
         """What is run, in order. The first three make data, as a user's own archive would be."""
@@ -68,7 +69,7 @@ class Demo:
 
     def outdated(self) -> bool:
         """A run is there, but of other settings: after an update, say."""
-        return self.run.config.exists() and bool(
+        return self.mark.exists() and self.run.config.exists() and bool(
             differences(load_config(self.run.config), self.config))
 
     def trained(self) -> bool:
@@ -96,6 +97,7 @@ class Demo:
         if self.outdated():
             print(f"{self.config_file.name} has changed: starting again", flush=True)
             self.delete()
+        write_text(self.mark, "'launch.py demo' made this run and may delete it\n")
         ran = False
         for job, done in self.stages():
             # What follows a stage that ran is run too: its input has changed.
@@ -118,7 +120,7 @@ class Demo:
     def delete(self) -> None:
         """Remove run and data; refuses folders that this demo did not make."""
         folders = (self.run.path, self.archive, self.annotations, self.tokenizer)
-        signs = {self.run.path: self.run.slurm, self.archive: self.archive / "demo.json"}
+        signs = {self.run.path: self.mark, self.archive: self.archive / "demo.json"}
         for folder in folders:
             ours = self.run.path.parent in folder.parents and signs.get(folder, folder).exists()
             if folder.exists() and not ours:

@@ -172,4 +172,6 @@ def _check_ids(pairs: List[Pair], file: Path) -> None:
 
 
 def _as_int(image_id: ImageId) -> ImageId:
-    return int(image_id) if str(image_id).isdecimal() else image_id
+    # '007' stays text: as 7 it would not be found again, or be taken for another picture's.
+    text = str(image_id)
+    return int(text) if text.isdecimal() and str(int(text)) == text else image_id

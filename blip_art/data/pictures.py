@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +20,22 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def find_picture(images_root: PathLike, entry: str) -> Path:
-    """The file of an `image` entry: below the root by its whole path, or by its name alone.
+    """The file of an `image` entry: below the root by its whole path.
 
-    A picture that is nowhere is returned at its whole path, for the caller to miss.
+    The original's entries, data/NAME, may also lie in the root itself, by their name. A picture
+    that is nowhere is returned at its whole path, for the caller to miss.
     """
     whole = Path(images_root, entry)
-    if whole.is_file():
+    if whole.is_file() or os.path.dirname(entry) != "data":
         return whole
     bare = Path(images_root, os.path.basename(entry))
     return bare if bare.is_file() else whole
+
+
+def decode(path: PathLike) -> Image.Image:
+    """Decode a picture to upright RGB; raises one of UNREADABLE."""
+    with Image.open(path) as picture:
+        return to_rgb(_upright(picture))
 
 
 def read_picture(path: PathLike) -> Image.Image:
@@ -37,11 +45,19 @@ def read_picture(path: PathLike) -> Image.Image:
         UserError: the file is missing, no picture, or cut short; names it and the check.
     """
     try:
-        with Image.open(path) as picture:
-            return to_rgb(ImageOps.exif_transpose(picture))
+        return decode(path)
     except UNREADABLE as error:
         raise UserError(f"cannot read picture {path} ({reason(error)}); find all such pictures "
                         "with: python -m blip_art.data check LIST --images DIR") from error
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned as its EXIF data say; as it is where they are damaged, which many a camera manages."""
+    picture.load()
+    try:
+        return ImageOps.exif_transpose(picture)
+    except (*UNREADABLE, struct.error, AttributeError, TypeError, KeyError):
+        return picture
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import BertConfig, BertLMHeadModel
 
 from blip_art.config import ModelConfig
+from blip_art.errors import UserError
 from blip_art.model.tokenizer import CaptionTokenizer
 
 # ViT-B/16 and ViT-L/16 as in BLIP (stochastic depth 0.1 in the large one only). 'tiny' is for
@@ -112,7 +113,10 @@ def build_captioner(config: ModelConfig, tokenizer: CaptionTokenizer) -> BlipCap
     """A captioner with random weights (seed torch first) that fits the tokenizer.
 
     Raises:
-        UserError: the prompt cannot be tokenized.
+        UserError: the prompt cannot be tokenized, or fills model.max_tokens.
     """
-    return BlipCaptioner(config, len(tokenizer), tokenizer.pad_id, tokenizer.end_id,
-                         tokenizer.prompt_ids(config.prompt))
+    prompt_ids = tokenizer.prompt_ids(config.prompt)
+    if config.max_tokens < len(prompt_ids) + 2:
+        raise UserError(f"model.max_tokens={config.max_tokens} leaves no room for a caption: the "
+                        f"prompt alone has {len(prompt_ids)}, the end one")
+    return BlipCaptioner(config, len(tokenizer), tokenizer.pad_id, tokenizer.end_id, prompt_ids)

@@ -70,9 +70,12 @@ def save_weights(model: BlipCaptioner, path: PathLike) -> None:
     """Write the weights and, in the header, the model's configuration; whole or not at all."""
     state = {name: tensor.detach().cpu().contiguous()
              for name, tensor in model.state_dict().items() if name not in _DERIVED}
-    with written_aside(path) as aside:
-        save_file(state, aside, metadata={"format": "pt", "blip_art": json.dumps(
-            dataclasses.asdict(model.config))})
+    metadata = {"format": "pt", "blip_art": json.dumps(dataclasses.asdict(model.config))}
+    try:
+        with written_aside(path) as aside:
+            save_file(state, aside, metadata=metadata)
+    except SafetensorError as error:
+        raise UserError(f"cannot write {path} ({error}); free space") from error
 
 
 def saved_model_config(path: PathLike) -> ModelConfig | None:

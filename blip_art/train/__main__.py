@@ -30,13 +30,13 @@ from blip_art.distributed import (
     leave_signals_to_the_rank,
     process_group,
 )
-from blip_art.errors import EXIT_INTERRUPTED, exit_cleanly
+from blip_art.errors import EXIT_INTERRUPTED, UserError, exit_cleanly
 from blip_art.files import RunDir
 from blip_art.model.captioner import BlipCaptioner, build_captioner
 from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.model.weights import load_weights, save_weights
-from blip_art.predict import caption_split
-from blip_art.readable import readable_pairs
+from blip_art.predict import caption_split, check_lengths
+from blip_art.readable import freeze_references, readable_pairs
 from blip_art.retention import prune_weights
 from blip_art.train.batches import EpochBatches, steps_per_epoch
 from blip_art.train.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -45,29 +45,46 @@ from blip_art.train.setup import open_run, write_epoch, write_state
 
 # What a rank wants after a step; all do what the most urgent one wants.
 GO_ON, SAVE, LEAVE = range(3)
+# GradScaler needs a few refused steps to find its scale; this many mean that training is lost.
+REFUSED_LIMIT = 50
 
 
-def main() -> int:
-    args = parse_args()
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
     config = load_config(args.config, args.overrides)
     run = RunDir(args.run or f"runs/{config.name}")
     tokenizer = CaptionTokenizer(config.model.tokenizer)
     with process_group() as world:
         open_run(run, config, args.resume, world)
-        pairs = readable_pairs(config, run, "train", world)
-        for split in config.generate.splits:  # fail now, not after the first epoch
-            readable_pairs(config, run, split, world)
-        with Stop() as stop:
-            try:
+        try:
+            pairs = readable_pairs(config, run, "train", world)
+            for split in config.generate.splits:  # fail now, not after the first epoch
+                readable_pairs(config, run, split, world)
+                freeze_references(config, run, split, world)
+            with Stop() as stop:
                 train(config, run, pairs, tokenizer, world, stop)
-            except Interrupted:
-                write_state(run, world, "stopped", "by a signal; --resume goes on")
-                # A scheduler's signal is part of the plan; Ctrl-C is not a success.
-                return EXIT_INTERRUPTED if stop.signal == signal.SIGINT else 0
-            except BaseException as error:
-                write_state(run, world, "failed", f"{type(error).__name__}: {error}")
-                raise
+        except Interrupted:
+            write_state(run, world, "stopped", "by a signal; --resume goes on")
+            # A scheduler's signal is part of the plan; Ctrl-C is not a success.
+            return EXIT_INTERRUPTED if world.most(stop.signal or 0) == signal.SIGINT else 0
+        except BaseException as error:
+            write_state(run, world, "failed", f"{type(error).__name__}: {error}")
+            raise
     return 0
+
+
+def settle_buckets(ddp: DistributedDataParallel, config: Config, world: World) -> None:
+    """Let DDP arrange its gradient buckets before the first step counts.
+
+    It does so after the first backward pass. With more than two ranks the arrangement decides the
+    order of sums, so a resumed run would otherwise add up its first step in another order.
+    """
+    side = config.model.image_size
+    picture = torch.zeros(1, 3, side, side, device=world.device)
+    ids = torch.full((1, config.model.max_tokens), ddp.module.end_id, device=world.device)
+    for _ in range(2):
+        (ddp(picture, ids, torch.ones_like(ids)) * 0).backward()
+    ddp.zero_grad(set_to_none=True)
 
 
 @dataclass
@@ -86,8 +103,10 @@ class Training:
     ema: Any  # timm's ModelEmaV3, or None
 
     def save(self, progress: Progress) -> None:
-        if self.world.is_main:
-            save_checkpoint(self.run, progress, self.model, self.stepper, self.ema)
+        """Write last.pt; all ranks return when it is whole, since one that left early would
+        take the writer along."""
+        self.world.on_main(lambda: save_checkpoint(
+            self.run, progress, self.model, self.stepper, self.ema))
 
 
 def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionTokenizer,
@@ -107,10 +126,14 @@ def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionToke
     stepper = Stepper(model, config.train, world.device)
     decay = config.train.ema_decay
     ema = timm.utils.ModelEmaV3(model, decay=decay) if decay else None
+    check_lengths(config, model)
     progress = load_checkpoint(run, model, stepper, ema, world.device)
-    ddp = DistributedDataParallel(
-        model, device_ids=[world.device.index] if world.device.type == "cuda" else None,
-        gradient_as_bucket_view=True) if world.size > 1 else model
+    ddp: Any = model
+    if world.size > 1:
+        ddp = DistributedDataParallel(
+            model, device_ids=[world.device.index] if world.device.type == "cuda" else None,
+            gradient_as_bucket_view=True)
+        settle_buckets(ddp, config, world)
     dataset = TrainDataset(pairs, config.data.images, config.model.image_size,
                            config.model.prompt, config.data.max_words, config.seed)
     steps = steps_per_epoch(len(dataset), config.train.batch_size, world.size)
@@ -145,7 +168,9 @@ def train_epoch(t: Training, progress: Progress) -> None:
                         worker_init_fn=leave_signals_to_the_rank,
                         pin_memory=world.device.type == "cuda")
     before = copy.copy(progress)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
+    # Sum and number of the finite losses; read only when shown or saved.
+    losses = torch.zeros(2, dtype=torch.float64, device=world.device)
+    refused_in_a_row = 0
     started = saved = time.monotonic()
     t.ddp.train()
     with tqdm(total=batches.steps, initial=progress.step, desc=f"epoch {epoch}", unit="step",
@@ -153,7 +178,8 @@ def train_epoch(t: Training, progress: Progress) -> None:
         for step, (images, captions) in enumerate(loader, progress.step):
             # Dropout depends on the step alone: a resumed run draws what an undisturbed one does.
             torch.manual_seed(dropout_seed(config.seed, epoch, step, world.rank))
-            moves = (step + 1) % settings.accumulate == 0 or step + 1 == batches.steps
+            group_end = min((step // settings.accumulate + 1) * settings.accumulate, batches.steps)
+            moves = step + 1 == group_end
             t.stepper.set_lr(learning_rate(settings, epoch, step, batches.steps))
             ids, mask = t.tokenizer.encode(captions, config.model.max_tokens)
             images, ids, mask = (x.to(world.device, non_blocking=True)
@@ -161,23 +187,30 @@ def train_epoch(t: Training, progress: Progress) -> None:
             with nullcontext() if moves or world.size == 1 else t.ddp.no_sync():
                 with autocast(t.stepper.dtype, world.device):
                     loss = t.ddp(images, ids, mask)
-                t.stepper.backward(loss)
-            loss_sum += loss.detach()
-            _show(bar, loss_sum, step + 1 - before.step, started, settings.batch_size * world.size)
+                t.stepper.backward(loss, group_end - step // settings.accumulate
+                                   * settings.accumulate)
+            finite = loss.detach().isfinite()
+            losses += torch.stack([torch.where(finite, loss.detach(), 0.0), finite]).double()
+            _show(bar, losses, step + 1 - before.step, started, settings.batch_size * world.size)
             if not moves:
                 continue
-            progress.skipped += not t.stepper.step()
+            moved = t.stepper.step()
+            progress.skipped += not moved
+            refused_in_a_row = 0 if moved else refused_in_a_row + 1
+            if refused_in_a_row == REFUSED_LIMIT:
+                raise UserError(f"gradients were not finite {REFUSED_LIMIT} steps in a row (epoch "
+                                f"{epoch}, step {step}); lower train.lr, or set train.amp=off")
             if t.ema is not None:
                 t.ema.update(t.model)
             due = time.monotonic() - saved > 60 * settings.save_every_min
             decision = world.most(LEAVE if t.stop else SAVE if due else GO_ON)
             if decision != GO_ON:
-                bring_forward(progress, before, step + 1, loss_sum, started, t)
+                bring_forward(progress, before, step + 1, losses, started, t)
                 t.save(progress)
                 saved = time.monotonic()
             if decision == LEAVE:
                 raise Interrupted
-    bring_forward(progress, before, batches.steps, loss_sum, started, t)
+    bring_forward(progress, before, batches.steps, losses, started, t)
     t.save(progress)
 
 
@@ -186,27 +219,28 @@ def dropout_seed(seed: int, epoch: int, step: int, rank: int) -> int:
     return (((seed * 10_007 + epoch) * 1_000_003 + step) * 1_009 + rank) % 2**63
 
 
-def bring_forward(progress: Progress, before: Progress, step: int, loss_sum: torch.Tensor,
+def bring_forward(progress: Progress, before: Progress, step: int, losses: torch.Tensor,
                   started: float, t: Training) -> None:
     """Fold what all ranks did since this process started the epoch into the epoch's totals."""
     world, done = t.world, step - before.step
-    loss, = world.sum([loss_sum.item()])
-    progress.step, progress.losses = step, before.losses + done * world.size
-    progress.loss_sum = before.loss_sum + loss
+    loss_sum, counted = world.sum(losses.tolist())
+    progress.step, progress.losses = step, before.losses + int(counted)
+    progress.loss_sum = before.loss_sum + loss_sum
     progress.pictures = before.pictures + done * t.config.train.batch_size * world.size
     progress.seconds = before.seconds + time.monotonic() - started
 
 
-def _show(bar: tqdm[Any], loss_sum: torch.Tensor, steps: int, started: float,
+def _show(bar: tqdm[Any], losses: torch.Tensor, steps: int, started: float,
           pictures_a_step: int) -> None:
     """Bring the bar forward; the loss is only read (the GPU only waited for) when it is drawn."""
     if bar.update() and not bar.disable:
         rate = steps * pictures_a_step / (time.monotonic() - started)
-        memory = f", {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB" if loss_sum.is_cuda else ""
-        bar.set_postfix_str(f"loss {loss_sum.item() / steps:.3f}, {rate:.1f} pictures/s{memory}")
+        memory = f", {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB" if losses.is_cuda else ""
+        mean = (losses[0] / losses[1]).item()
+        bar.set_postfix_str(f"loss {mean:.3f}, {rate:.1f} pictures/s{memory}")
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m blip_art.train", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -218,7 +252,7 @@ def parse_args() -> argparse.Namespace:
                         help="go on from the newest checkpoint of the run folder, if there is one")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value",
                         help="change a setting, for example train.batch_size=16")
-    return parser.parse_intermixed_args()  # key=value may stand anywhere
+    return parser.parse_intermixed_args(argv)  # key=value may stand anywhere
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The one file a run resumes from.
 
-    save_checkpoint(run, progress, model, stepper); progress = load_checkpoint(run, model, stepper)
+    save_checkpoint(run, progress, model, stepper, ema)
 """
 
 from __future__ import annotations
@@ -39,11 +39,19 @@ class Progress:
 
 def save_checkpoint(run: RunDir, progress: Progress, model: BlipCaptioner, stepper: Stepper,
                     ema: torch.nn.Module | None) -> None:
-    """Write last.pt aside and rename it: a kill in between leaves the one before."""
-    with written_aside(run.last_checkpoint) as aside:
-        torch.save({"progress": dataclasses.asdict(progress), "model": model.state_dict(),
-                    "ema": ema.state_dict() if ema is not None else None,
-                    **stepper.state_dict()}, aside)
+    """Write last.pt aside and rename it: a kill in between leaves the one before.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
+    """
+    state = {"progress": dataclasses.asdict(progress), "model": model.state_dict(),
+             "ema": ema.state_dict() if ema is not None else None, **stepper.state_dict()}
+    try:
+        with written_aside(run.last_checkpoint) as aside:
+            torch.save(state, aside)
+    except RuntimeError as error:  # what PyTorch makes of a full disk
+        raise UserError(f"cannot write {run.last_checkpoint} ({str(error).splitlines()[0]}); "
+                        "free space and start again with --resume") from error
 
 
 def load_checkpoint(run: RunDir, model: BlipCaptioner, stepper: Stepper,
@@ -65,5 +73,5 @@ def load_checkpoint(run: RunDir, model: BlipCaptioner, stepper: Stepper,
         return Progress(**saved["progress"])
     except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"cannot resume from {run.last_checkpoint} ({reason}); move it away to "
-                        "start this run again") from error
+        raise UserError(f"cannot resume from {run.last_checkpoint} ({reason}); start again "
+                        "in another --run, or delete this one") from error

@@ -1,6 +1,6 @@
 """AdamW, learning rates, mixed precision and the step that refuses non-finite gradients.
 
-    stepper = Stepper(model, config.train, steps_per_epoch, device)
+    stepper = Stepper(model, config.train, device)
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def autocast(dtype: torch.dtype | None, device: torch.device) -> AbstractContext
 def parameter_groups(model: BlipCaptioner, config: TrainConfig) -> list[dict[str, Any]]:
     """All parameters alike, as the original; with layer decay each ViT block has its own rate.
 
+    timm then exempts the ViT's biases and norms from weight decay.
     Layer decay: Clark et al. 2020 (https://arxiv.org/abs/2003.10555), through timm.
     """
     if config.layer_decay == 1.0:
@@ -50,7 +51,7 @@ def parameter_groups(model: BlipCaptioner, config: TrainConfig) -> list[dict[str
 
 
 def learning_rate(config: TrainConfig, epoch: int, step: int, steps_per_epoch: int) -> float:
-    """The rate before layer decay, at optimizer step `step` of `epoch`.
+    """The rate before layer decay, at batch `step` of `epoch` (warm-up counts batches too).
 
     'epoch': cosine by epoch, constant inside it, as the original. 'step': linear warm-up, then
     cosine by step.
@@ -83,9 +84,9 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add this loss's gradients, as a share of the accumulated batch."""
-        self.scaler.scale(loss / self.config.accumulate).backward()
+    def backward(self, loss: torch.Tensor, accumulated: int = 1) -> None:
+        """Add this loss's gradients, as one of `accumulated` batches that make up a move."""
+        self.scaler.scale(loss / accumulated).backward()
 
     def step(self) -> bool:
         """Move the weights and clear the gradients; False if they were not finite: no move.

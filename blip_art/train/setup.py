@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from blip_art.config import Config, differences, dump_config, load_config
 from blip_art.distributed import World
 from blip_art.errors import UserError
-from blip_art.files import RunDir, read_jsonl, write_json, write_jsonl, write_text
-from blip_art.manifest import update_manifest
+from blip_art.files import RunDir, read_json, read_jsonl, write_json, write_jsonl, write_text
+from blip_art.manifest import sha256_of_file, update_manifest
 from blip_art.readable import pairs_file
 from blip_art.train.checkpoint import Progress
 from blip_art.train.optim import Stepper, learning_rate
@@ -22,25 +23,50 @@ _HARMLESS = ("name", "output_file", "data.num_workers", "data.bad_pictures",
 
 
 def open_run(run: RunDir, config: Config, resume: bool, world: World) -> None:
-    """Make the run folder, or refuse one that belongs to other settings.
+    """Make the run folder, or refuse one that belongs to other settings, data or captions.
 
     Raises:
         UserError: the folder has a checkpoint and `resume` is off, it was run with another
-            configuration, or it cannot be written to.
+            configuration, other data or another number of ranks, it holds captions or weights of
+            something else, or it cannot be written to.
     """
     def check_and_write() -> None:
-        if run.last_checkpoint.exists() and not resume:
-            raise UserError(f"{run.path} already has a checkpoint; add --resume to go on, or "
-                            "choose another --run")
-        if run.config.exists() and run.last_checkpoint.exists():
-            changed = differences(load_config(run.config), config, skip=_HARMLESS)
-            if changed:
-                raise UserError(f"{run.path} was started with another configuration "
-                                f"({'; '.join(changed)}); choose another --run, or undo the change")
+        if run.last_checkpoint.exists():
+            if not resume:
+                raise UserError(f"{run.path} already has a checkpoint; add --resume to go on, or "
+                                "choose another --run")
+            _refuse_changes(run, config, world)
+        elif run.predicted() or run.saved_epochs():
+            raise UserError(f"{run.path} has captions or weights but no checkpoint, so they are "
+                            "not this training's; choose another --run, or delete it")
+        else:
+            write_text(config.output_file or run.output, "")  # fail now, not after an epoch
         write_text(run.config, dump_config(config))
         # Relative paths in the configuration start here; whoever scores may stand elsewhere.
-        update_manifest(run, stage="train", data=[pairs_file(config, "train")], cwd=os.getcwd())
+        update_manifest(run, stage="train", data=_lists(config), cwd=os.getcwd(),
+                        ranks=world.size)
     world.on_main(check_and_write)
+
+
+def _lists(config: Config) -> list[Path]:
+    return [path for split in ("train", *config.generate.splits)
+            if (path := pairs_file(config, split)).exists()]
+
+
+def _refuse_changes(run: RunDir, config: Config, world: World) -> None:
+    """A resumed run must compute what it would have computed undisturbed."""
+    changed = differences(load_config(run.config), config, skip=_HARMLESS)
+    if changed:
+        raise UserError(f"{run.path} was started with another configuration "
+                        f"({'; '.join(changed)}); choose another --run, or undo the change")
+    manifest = read_json(run.manifest)
+    if manifest.get("ranks", world.size) != world.size:
+        raise UserError(f"{run.path} was started with {manifest['ranks']} processes, not "
+                        f"{world.size}: the batches would be others; use as many, or another --run")
+    for path in _lists(config):
+        if manifest["data"].get(str(path), sha256_of_file(path)) != sha256_of_file(path):
+            raise UserError(f"{path} has changed since {run.path} was started; choose another "
+                            "--run, or put the old file back")
 
 
 def write_state(run: RunDir, world: World, state: str, why: str = "",

@@ -22,7 +22,8 @@ from blip_art.report.tables import read_runs
 ALL = ["draw", "prepare", "vocabulary", "train", "score", "collect"]
 CONFIG = """
 name: demo
-data: {images: runs/data/archive, annotations: runs/data/annotation}
+data: {images: runs/data/archive, annotations: runs/data/annotation,
+       val_gt: art_gt/art_val_gt.json}
 model: {tokenizer: runs/data/tokenizer}
 train: {epochs: 1}
 """

@@ -116,8 +116,11 @@ def test_a_line_break_in_a_caption_stays_in_it(engine: Engine) -> None:
 
 
 def test_an_empty_caption_and_half_a_character_score_nought(engine: Engine) -> None:
-    pairs = {"1": ("", ["a cat"]), "2": ("\ud83d", ["a dog"]), "3": ("a ship", ["a ship"])}
+    pairs = {"1": ("", ["a cat"]), "2": ("\ud83d", ["a\tdog\u2028"]),
+             "3": ("a ship", ["a ship", "\U0001f600"])}
     scores = scored(engine, pairs, "bleu", "meteor", "rouge_l", "cider", "spice")
+    assert scores.cleaned == {"half_characters": 1, "line_breaks": 1, "tabs": 1, "beyond_bmp": 1,
+                              "no_words": 3}
     assert scores.per_image["3"]["SPICE"] == 1.0
     assert scores.per_image["1"] == scores.per_image["2"]
     assert scores.per_image["1"]["SPICE"] == scores.per_image["1"]["METEOR"] == 0.0

@@ -97,7 +97,7 @@ def test_a_silent_worker_is_ended_and_the_caption_named(
 
 def test_jars_may_lie_in_a_folder_with_an_odd_name(jars: list[Path], tmp_path: Path) -> None:
     package = java.package_folder()
-    odd = tmp_path / "my 100% cl\u00f6ne"
+    odd = tmp_path / "my 100% clone"
     odd.symlink_to(package)
     paths = {part: [path.replace(str(package), str(odd)) for path in paths]
              for part, paths in java.class_paths(jars).items()}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -13,10 +14,13 @@ from typing import Any, Dict, List, Mapping, Sequence
 from blip_art.config import METRIC_NAMES
 from blip_art.errors import UserError
 from blip_art.score import corenlp
-from blip_art.score.coco import Pairs, paired
+from blip_art.score.coco import LINE_BREAKS, LONE_SURROGATES, Pairs, paired
 from blip_art.score.engine import Engine
 from blip_art.score.metrics import METRICS, Outcome, category_scores
 from blip_art.score.workers import MetricFailed
+
+ODD = {"line_breaks": LINE_BREAKS, "half_characters": LONE_SURROGATES,
+       "tabs": re.compile("\t"), "beyond_bmp": re.compile("[\U00010000-\U0010ffff]")}
 
 
 @dataclass
@@ -36,10 +40,16 @@ class Scores:
     versions: Dict[str, str] = field(default_factory=dict)
     failed: Dict[str, str] = field(default_factory=dict)
     """Metrics that could not be computed, and why."""
+    cleaned: Dict[str, int] = field(default_factory=dict)
+    """Captions and references with line_breaks, tabs, half_characters (all read as a space or
+    U+FFFD), with characters beyond_bmp such as emoji, and those of no_words after tokenizing."""
+    parsed: Dict[str, int] = field(default_factory=dict)
+    """SPICE only: distinct texts, and how many of them were new to the parser."""
 
     def to_json(self) -> Dict[str, Any]:
         """The layout of a score file, without its split and epoch."""
         return {"pictures": self.pictures, "metrics": self.metrics, "failed": self.failed,
+                "cleaned": self.cleaned, "parsed": self.parsed,
                 "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
                 "versions": self.versions, "spice_categories": self.spice_categories,
                 "per_image": self.per_image, "spice_counts": self.spice_counts}
@@ -77,15 +87,31 @@ def score_with(engine: Engine, references: Mapping[Any, Sequence[str]],
         scores.failed = dict.fromkeys(metrics, f"tokenizer: {error}")
         return scores
     scores.seconds["tokenize"] = time.monotonic() - began
+    scores.cleaned = _cleaned(pairs, texts)
+    known = engine.parsed
     for name in METRICS:
         if name in metrics:
             _add(scores, name, texts, engine)
+    if "SPICE" in scores.metrics:
+        scores.parsed = {"texts": len(set(_all(texts))), "new": engine.parsed - known}
     return scores
 
 
+def _all(pairs: Pairs) -> List[str]:
+    return [*pairs.captions, *(text for texts in pairs.references for text in texts)]
+
+
+def _cleaned(given: Pairs, tokenized: Pairs) -> Dict[str, int]:
+    """How many texts were not read as they stand; kinds that do not occur are left out."""
+    texts = _all(given)
+    found = {name: sum(1 for text in texts if pattern.search(text))
+             for name, pattern in ODD.items()}
+    found["no_words"] = sum(1 for text in _all(tokenized) if not text)
+    return {name: count for name, count in found.items() if count}
+
+
 def _tokenized(pairs: Pairs, engine: Engine) -> Pairs:
-    lines = iter(engine.tokenize([*pairs.captions, *(t for texts in pairs.references
-                                                     for t in texts)]))
+    lines = iter(engine.tokenize(_all(pairs)))
     captions = [next(lines) for _ in pairs.captions]
     return Pairs(pairs.ids, captions, [[next(lines) for _ in texts] for texts in pairs.references])
 

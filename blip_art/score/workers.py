@@ -20,6 +20,8 @@ from blip_art.score.java import JavaSetup
 START_LIMIT_S = 120.0
 # Silence that is never normal, beside the time that the items may take.
 PATIENCE_S = 120.0
+# Beyond it a limit is none, and Python's clocks overflow; a parse of 30,000 words asks for more.
+LONGEST_LIMIT_S = 30 * 86_400.0
 LOG_LINES = 40
 
 OnValues = Callable[[List[Tuple[Any, Any]]], None]
@@ -38,9 +40,10 @@ class Limits:
     """How long a worker may be silent, and how long all of a call may take: both by the work."""
 
     def __init__(self, seconds: Sequence[float], patience_s: float) -> None:
-        self._seconds = dict(enumerate(seconds))
+        self._seconds = {n: min(value, LONGEST_LIMIT_S) for n, value in enumerate(seconds)}
         self._patience_s = patience_s
-        self.total_s = patience_s + sum(seconds)
+        # Twice the patience: the last item's silence is noticed as what it is.
+        self.total_s = 2 * patience_s + min(sum(seconds), LONGEST_LIMIT_S)
         # Longest last; those that are done are dropped from the end when it is asked.
         self._by_length = sorted(self._seconds, key=lambda index: self._seconds[index])
         self.restart()

@@ -80,10 +80,11 @@ def settle_buckets(ddp: DistributedDataParallel, config: Config, world: World) -
     order of sums, so a resumed run would otherwise add up its first step in another order.
     """
     side = config.model.image_size
-    picture = torch.zeros(1, 3, side, side, device=world.device)
-    ids = torch.full((1, config.model.max_tokens), ddp.module.end_id, device=world.device)
+    # Two pictures: the gradients of a batch of one lie otherwise in memory, which DDP warns of.
+    pictures = torch.zeros(2, 3, side, side, device=world.device)
+    ids = torch.full((2, config.model.max_tokens), ddp.module.end_id, device=world.device)
     for _ in range(2):
-        (ddp(picture, ids, torch.ones_like(ids)) * 0).backward()
+        (ddp(pictures, ids, torch.ones_like(ids)) * 0).backward()
     ddp.zero_grad(set_to_none=True)
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from blip_art.errors import UserError
 from blip_art.files import PathLike
-from blip_art.score import corenlp, java
+from blip_art.score import corenlp, java, paraphrases
 from blip_art.score.coco import cleaned
 from blip_art.score.parse_cache import FILE_NAME, ParseCache
 from blip_art.score.parses import OnParsed, Parser, Propositions, by_cost, parse_cost, word_count
@@ -56,7 +56,8 @@ class Engine:
         # The other metrics work without CoreNLP.
         jars = corenlp.jars_if_whole(self._cache)
         self._has_corenlp = bool(jars)
-        self._workers = Workers(self._setup, java.class_paths(jars), environ)
+        self._class_paths = java.class_paths(jars, self._cache / paraphrases.FILE_NAME)
+        self._workers = Workers(self._setup, self._class_paths, environ)
 
     def __enter__(self) -> Engine:
         return self
@@ -88,11 +89,13 @@ class Engine:
     def meteor(self, captions: Sequence[str],
                references: Sequence[Sequence[str]]) -> Tuple[float, List[float]]:
         """METEOR of the whole and of each tokenized caption."""
-        pairs = [[caption, list(texts)] for caption, texts in zip(captions, references)]
-        statistics = self._map_shown("meteor", "METEOR", pairs)
-        [(total, scores)] = self._workers.map(
-            "meteor_evaluate", [statistics], lambda item: 0.1 * len(item))
-        return total, scores
+        paraphrases.indexed(paraphrases.table_of(self._class_paths["meteor"]), self._cache)
+        found = self._map_shown("meteor", "METEOR", [
+            [caption, list(texts)] for caption, texts in zip(captions, references)])
+        statistics = [line for line, _ in found]
+        [total] = self._workers.map("meteor_evaluate", [statistics],
+                                    lambda lines: SECONDS_A_WORD * len(lines))
+        return total, [score for _, score in found]
 
     def propositions(self, texts: Sequence[str]) -> Dict[str, Propositions]:
         """What each tokenized text says; each distinct text is parsed once, ever.

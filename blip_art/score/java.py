@@ -185,14 +185,18 @@ def package_folder() -> Path:
     return Path(list(spec.submodule_search_locations)[0])
 
 
-def class_paths(corenlp: List[Path]) -> Dict[str, List[str]]:
+def class_paths(corenlp: List[Path], paraphrases: Optional[Path] = None) -> Dict[str, List[str]]:
     """The jars of each part, which are kept apart in Java as pycocoevalcap does by processes.
 
     Two versions of CoreNLP are among them. METEOR's stands on the system's class path, because
     its word lists are looked up only there, for SPICE too (both jars hold the same lists).
+
+    Args:
+        paraphrases: where the index of METEOR's paraphrases is, or will be.
     """
     package = package_folder()
     spice = [package / "spice" / "spice-1.0.jar", *sorted((package / "spice/lib").glob("*.jar"))]
     return {"meteor": [str(package / "meteor" / "meteor-1.5.jar")],
             "ptb": [str(package / "tokenizer" / "stanford-corenlp-3.4.1.jar")],
-            "spice": [str(path) for path in (*spice, *corenlp)]}
+            "spice": [str(path) for path in (*spice, *corenlp)],
+            "paraphrases": [str(paraphrases)] if paraphrases else []}

@@ -1,14 +1,12 @@
-"""Starts the JVM inside a worker process and reaches the tokenizer and METEOR in it.
+"""Starts the JVM inside a worker process and reaches the tokenizer in it.
 
     java = start(options); list(Tokenizer(java).run(["A cat."])) == [(0, "a cat")]
 """
 
 from __future__ import annotations
 
-import queue
 import threading
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import jpype
@@ -16,10 +14,6 @@ import jpype
 # pycocoevalcap's list: what it drops after tokenizing.
 PUNCTUATION = frozenset(
     "'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
-# METEOR's arguments in pycocoevalcap; it reads them from the third on.
-METEOR_ARGUMENTS = ["-", "-", "-stdio", "-l", "en", "-norm"]
-# What Java's String.trim removes.
-JAVA_SPACES = "".join(map(chr, range(33)))
 
 
 JavaError = jpype.JException
@@ -38,9 +32,8 @@ class Java:
     """A running JVM with the parts' jars behind class loaders of their own."""
 
     def __init__(self, class_paths: Dict[str, List[str]]) -> None:
-        self.paraphrases = Path(class_paths["meteor"][0]).parent / "data" / "paraphrase-en.gz"
-        self._loaders = {part: _class_loader(paths) for part, paths in class_paths.items()
-                         if part != "meteor"}
+        self.class_paths = class_paths
+        self._loaders = {part: _class_loader(class_paths[part]) for part in ("ptb", "spice")}
 
     def find(self, part: str, name: str) -> Any:
         """A class of "meteor" (the system's class path), "ptb" or "spice"."""
@@ -124,59 +117,9 @@ class Tokenizer:
         return " ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION)
 
 
-class Meteor:
-    """METEOR 1.5 (Denkowski and Lavie 2014) with pycocoevalcap's arguments."""
-
-    def __init__(self, java: Java, threads: int = 1) -> None:
-        arguments = jpype.JArray(jpype.JString)(METEOR_ARGUMENTS)
-        properties = java.find("meteor", "Meteor").createPropertiesFromArgs(arguments, 2)
-        # METEOR looks beside its jar, but not in a folder with a space or '%' in its name.
-        properties.setProperty("paraFile", str(java.paraphrases))
-        package = "edu.cmu.meteor.scorer."
-        configuration = java.find("meteor", package + "MeteorConfiguration")(properties)
-        self._stats = java.find("meteor", package + "MeteorStats")
-        self._list = jpype.JClass("java.util.ArrayList")
-        scorer_class = java.find("meteor", package + "MeteorScorer")
-        self._scorer = scorer_class(configuration)
-        # A scorer is for one thread; copies share the tables.
-        self._scorers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(threads):
-            self._scorers.put(scorer_class(self._scorer))
-        self._threads = threads
-
-    def run(self, pairs: Sequence[Tuple[str, List[str]]]) -> Results:
-        """The statistics of each (caption, references), as METEOR writes them down."""
-        return in_threads(self._align, pairs, self._threads)
-
-    def _align(self, pair: Tuple[str, List[str]]) -> str:
-        caption, references = (_on_a_line(pair[0]).replace("  ", " ").strip(JAVA_SPACES),
-                               [_on_a_line(text).strip(JAVA_SPACES) for text in pair[1]])
-        scorer = self._scorers.get()
-        try:
-            return str(scorer.getMeteorStats(caption, self._list(references)).toString())
-        finally:
-            self._scorers.put(scorer)
-
-    def evaluate(self, batches: Sequence[Sequence[str]]) -> Results:
-        """(score of all, scores of each) for each list of statistics."""
-        for index, lines in enumerate(batches):
-            total, scores = self._stats(), []
-            for line in lines:
-                stats = self._stats(line)
-                self._scorer.computeMetrics(stats)
-                scores.append(float(stats.score))
-                total.addStats(stats)
-            self._scorer.computeMetrics(total)
-            yield index, (float(total.score), scores)
-
-
-def _on_a_line(text: str) -> str:
-    """Without the mark that separates texts on pycocoevalcap's line to METEOR."""
-    return text.replace("|||", "")
-
-
 def service(java: Java, class_paths: Dict[str, List[str]], threads: int) -> Callable[[str], Any]:
     """Operations by name; each part of Java is loaded when it is first asked for."""
+    from blip_art.score.java_meteor import Meteor
     from blip_art.score.java_spice import SpiceParser, SpiceScorer
 
     parts: Dict[Any, Any] = {}

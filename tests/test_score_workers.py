@@ -87,7 +87,8 @@ def test_a_silent_worker_is_ended_and_the_caption_named(
     workers.map("tokenize", TEXTS, limit_s)
     monkeypatch.setattr(workers, "patience_s", 0.5)
     began = time.monotonic()
-    with pytest.raises(MetricFailed, match=r"nothing for \d+ s, at 'a cat and a dog"):
+    silence = r"(nothing for|not ready after) \d+ s, at 'a cat and a dog"
+    with pytest.raises(MetricFailed, match=silence):
         workers.map("parse", [LONG], lambda text: 0.5)
     monkeypatch.undo()
     assert time.monotonic() - began < 60
@@ -181,3 +182,15 @@ def test_no_java_outlives_the_command(tmp_path: Path, number: signal.Signals, co
     assert command.returncode == code
     assert "Traceback" not in errors
     wait_for(lambda: not is_running(worker), 5)
+
+
+def test_a_caption_of_30000_words_costs_spice_alone(jars: list[Path], tmp_path: Path) -> None:
+    with Engine(parses=tmp_path / "parses.sqlite") as engine:
+        scores = score_with(engine, {1: ["a cat on a ship"], 2: ["a dog"]},
+                            {1: "cat ship " * 15_000, 2: "a dog"})
+        assert list(scores.failed) == ["spice"]
+        assert "30000 words need a heap" in scores.failed["spice"]
+        # The other texts are known, so that the next call asks for none.
+        assert engine.unparsed(["a cat on a ship", "a dog"]) == []
+    assert scores.per_image["2"]["METEOR"] > 0.9
+    assert {"Bleu_4", "METEOR", "ROUGE_L", "CIDEr"} <= set(scores.metrics)

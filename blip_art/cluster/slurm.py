@@ -1,0 +1,287 @@
+"""The one door to Slurm's commands: what is asked is counted, what is answered is parsed.
+
+    slurm = Slurm(); slurm.squeue(["12", "13_4"]); slurm.cancel(["12"])
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+
+from blip_art.errors import UserError
+
+TIMEOUT_S = 60.0
+# Of the variables that steer Slurm's commands, those a user sets on purpose.
+_KEPT = ("SLURM_CONF", "SLURM_JWT")
+# SLURM_* leak from an outer job; the others change what the commands below print.
+_SCRUBBED = ("SLURM_", "SLURMD_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_")
+_DEAD_CONTROLLER = re.compile(
+    r"contact slurm controller|connect failure|connection refused|timed out|zero bytes|"
+    r"authentication|munge|could not establish a configuration source|resolve", re.IGNORECASE)
+_QUEUE_FIELDS = "%i|%A|%T|%r|%M|%L|%S|%N|%P|%E"
+_ACCOUNT_FIELDS = "JobID,State,ExitCode,ElapsedRaw,AllocTRES,Start,End,NodeList"
+
+
+class SlurmError(UserError):
+    """A Slurm command failed; its own words are in the message."""
+
+
+class SlurmAbsent(SlurmError):
+    """The command is not on this machine."""
+
+
+class ControllerDown(SlurmError):
+    """The command is there, but nobody answers it."""
+
+
+class NoAccounting(SlurmError):
+    """sacct cannot answer: no slurmdbd, or it is down."""
+
+
+class Completed(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str = ""
+    err: str = ""
+
+
+Door = Callable[[Sequence[str]], Completed]
+
+
+@dataclass(frozen=True)
+class QueueRow:
+    """A job that waits or runs (or has just ended), from squeue."""
+
+    job_id: str
+    """'123', or '123_4' for a task of an array."""
+    raw_id: str
+    """The number that scontrol and the job's own SLURM_JOB_ID use."""
+    state: str
+    """PENDING, RUNNING, COMPLETING, …"""
+    reason: str
+    """Why it waits, in Slurm's word; 'None' when it does not."""
+    seconds: int
+    """Run time so far, of this start."""
+    left_s: int
+    """Until the time limit; -1 if there is none."""
+    start: str
+    """Start, or expected start, as Slurm writes it; 'N/A' when not known."""
+    nodes: str
+    partition: str
+    waits_for: str
+    """Dependencies that are not met yet, as Slurm writes them."""
+
+
+@dataclass(frozen=True)
+class AccountRow:
+    """A job and all its restarts, from sacct."""
+
+    job_id: str
+    state: str
+    """Of the last start, in one word: COMPLETED, FAILED, CANCELLED, TIMEOUT, …"""
+    exit_code: str
+    """'code:signal' of the last start."""
+    seconds: int
+    """Over all starts."""
+    gpu_seconds: int
+    """Over all starts; 0 where the site does not account for GPUs."""
+    starts: int
+    end: str
+    nodes: str
+
+
+def clean_environment(environ: Mapping[str, str] = os.environ) -> Dict[str, str]:
+    """The environment without variables that an outer job leaked or that change formats."""
+    return {**{name: value for name, value in environ.items()
+               if name in _KEPT or not name.startswith(_SCRUBBED)}, "LC_ALL": "C"}
+
+
+def run_command(argv: Sequence[str]) -> Completed:
+    """Run one command to its end; the default door."""
+    done = subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, capture_output=True,
+                          env=clean_environment(), timeout=TIMEOUT_S)
+    return Completed(done.returncode, done.stdout.decode(errors="replace"),
+                     done.stderr.decode(errors="replace"))
+
+
+class Slurm:
+    """Asks Slurm. Every method raises a SlurmError that says what is wrong and what to do.
+
+    Args:
+        run: runs a command; a test brings its own.
+        bin: folder of the commands; '' looks in PATH.
+    """
+
+    def __init__(self, run: Door = run_command, bin: str = "") -> None:
+        self._run = run
+        self._bin = bin
+        self.calls: List[Tuple[str, ...]] = []
+        """Every command that was run, the words as they were given."""
+
+    def squeue(self, job_ids: Iterable[str]) -> Dict[str, QueueRow]:
+        """Of these jobs those that the controller still knows, by id; arrays by task.
+
+        One call, however many jobs; '123' also finds the tasks '123_0', '123_1', …
+        """
+        ids = set(job_ids)
+        if not ids:
+            return {}
+        jobs = sorted({job_id.partition("_")[0] for job_id in ids})
+        argv = ("--noheader", "--array", "--states=all", f"--format={_QUEUE_FIELDS}",
+                f"--jobs={','.join(jobs)}")
+        done = self._call("squeue", *argv)
+        if done.code and "invalid job id" in done.err.lower():
+            return {}  # a single job that is long gone; of several, such ones are just left out
+        rows = (_queue_row(line) for line in self._checked("squeue", done).splitlines())
+        return {row.job_id: row for row in rows if row and _is_asked(row.job_id, ids)}
+
+    def sacct(self, job_ids: Iterable[str], since: str = "") -> Dict[str, AccountRow]:
+        """What accounting knows of these jobs, by id; one call.
+
+        Args:
+            since: earliest start to look at ('2026-11-24'): numbers of jobs come round again.
+
+        Raises:
+            NoAccounting: there is no slurmdbd, or it does not answer.
+        """
+        ids = set(job_ids)
+        if not ids:
+            return {}
+        jobs = sorted({job_id.partition("_")[0] for job_id in ids})
+        # --duplicates: a requeued job has a record for each of its starts.
+        argv = ["--parsable2", "--noheader", "--allocations", "--duplicates",
+                f"--format={_ACCOUNT_FIELDS}", f"--jobs={','.join(jobs)}"]
+        done = self._call("sacct", *argv, *([f"--starttime={since}"] if since else []))
+        if done.code:
+            raise NoAccounting(f"sacct does not answer ({_first_line(done)}); say 'has_sacct: "
+                               "false' in the site profile if this site has no accounting")
+        starts: Dict[str, List[List[str]]] = {}
+        for line in done.out.splitlines():
+            fields = line.split("|")
+            if len(fields) == 8 and _is_asked(fields[0], ids):
+                starts.setdefault(fields[0], []).append(fields)
+        return {job_id: _account_row(rows) for job_id, rows in starts.items()}
+
+    def sbatch(self, *argv: str) -> str:
+        """Submit; the job's number."""
+        out = self._checked("sbatch", self._call("sbatch", "--parsable", *argv)).strip()
+        match = re.fullmatch(r"(\d+)(;.*)?", out.splitlines()[-1] if out else "")
+        if not match:
+            raise SlurmError(f"sbatch said '{out[:200]}' instead of a job number")
+        return match[1]
+
+    def cancel(self, job_ids: Iterable[str], signal: str = "") -> None:
+        """Cancel jobs, or send their steps a signal ('USR2'); one call.
+
+        Jobs that have ended meanwhile are no error.
+        """
+        ids = list(dict.fromkeys(job_ids))
+        if not ids:
+            return
+        options = [f"--signal={signal}"] if signal else []
+        done = self._call("scancel", *options, *ids)
+        problems = [line for line in done.err.splitlines() if line.strip() and not re.search(
+            r"invalid job id|already complet|job/step", line, re.IGNORECASE)]
+        if done.code and problems:
+            raise self._failure("scancel", Completed(done.code, "", "\n".join(problems)))
+
+    def sinfo(self, *argv: str) -> str:
+        """What sinfo prints."""
+        return self._checked("sinfo", self._call("sinfo", "--noheader", *argv))
+
+    def scontrol(self, *argv: str) -> str:
+        """What scontrol prints."""
+        return self._checked("scontrol", self._call("scontrol", *argv))
+
+    def sacctmgr(self, *argv: str) -> str:
+        """What sacctmgr prints, one record a line, fields between bars."""
+        done = self._call("sacctmgr", "--noheader", "--parsable2", "--immediate", *argv)
+        if done.code:
+            raise NoAccounting(f"sacctmgr does not answer ({_first_line(done)})")
+        return done.out
+
+    def version(self) -> str:
+        """'22.05.8', as sbatch says it; asks no daemon."""
+        out = self._checked("sbatch", self._call("sbatch", "--version"))
+        return out.strip().rpartition(" ")[2]
+
+    def path(self, command: str) -> str:
+        """The command as it is run."""
+        return str(Path(self._bin, command)) if self._bin else command
+
+    def _call(self, command: str, *argv: str) -> Completed:
+        self.calls.append((command, *argv))
+        try:
+            return self._run((self.path(command), *argv))
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            raise SlurmAbsent(
+                f"no command {self.path(command)} on this machine ({error.strerror}); run it on a "
+                "login node of the cluster, after 'module load slurm' where that is needed, or "
+                "set slurm_bin in the site profile") from error
+        except subprocess.TimeoutExpired as error:
+            raise ControllerDown(f"{command} gave no answer in {error.timeout:.0f} s; Slurm's "
+                                 "controller is down or busy, try again later") from error
+
+    def _checked(self, command: str, done: Completed) -> str:
+        if done.code:
+            raise self._failure(command, done)
+        return done.out
+
+    def _failure(self, command: str, done: Completed) -> SlurmError:
+        said = _first_line(done)
+        if _DEAD_CONTROLLER.search(done.err):
+            return ControllerDown(f"{command}: {said}; Slurm's controller does not answer, try "
+                                  "again later, 'launch.py doctor' looks at the parts")
+        return SlurmError(f"{command} failed: {said}")
+
+
+def _first_line(done: Completed) -> str:
+    """The first thing a command complained of, without its own name."""
+    lines = [line.strip() for line in (done.err or done.out).splitlines() if line.strip()]
+    said = re.sub(r"^\w+: (error: |fatal: )?", "", lines[0]) if lines else ""
+    return said or f"exit code {done.code} and no word why"
+
+
+def _is_asked(job_id: str, asked: Set[str]) -> bool:
+    """'12_3' is asked for by '12_3' and by '12'; '12' only by itself."""
+    return job_id in asked or job_id.partition("_")[0] in asked
+
+
+def _queue_row(line: str) -> Optional[QueueRow]:
+    fields = line.strip().split("|")
+    if len(fields) != 10:
+        return None  # a site's banner, or a word of warning
+    job_id, raw_id, state, reason, used, left, start, nodes, partition, waits_for = fields
+    return QueueRow(job_id, raw_id, state, reason, max(0, seconds_of(used)), seconds_of(left),
+                    start, nodes, partition, "" if waits_for == "(null)" else waits_for)
+
+
+def _account_row(starts: List[List[str]]) -> AccountRow:
+    """One job from the records of its starts, oldest first."""
+    seconds = [int(fields[3] or 0) if fields[3].isdigit() else 0 for fields in starts]
+    job_id, state, exit_code, _, _, _, end, nodes = starts[-1]
+    return AccountRow(job_id, state.split(" ")[0].rstrip("+"), exit_code, sum(seconds),
+                      sum(n * _gpus(fields[4]) for n, fields in zip(seconds, starts)),
+                      len(starts), end, nodes)
+
+
+def _gpus(tres: str) -> int:
+    """4 of 'billing=8,cpu=8,gres/gpu:v100=4,gres/gpu=4,node=1'."""
+    counts = re.findall(r"gres/gpu(:[^=,]+)?=(\d+)", tres)
+    total = [int(number) for kind, number in counts if not kind]
+    return total[0] if total else sum(int(number) for _, number in counts)
+
+
+def seconds_of(text: str) -> int:
+    """Seconds of Slurm's 'days-hours:minutes:seconds'; -1 for UNLIMITED, INVALID and the like."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(?:(\d+):)?(\d+)", text.strip())
+    if not match:
+        return -1
+    days, *rest = match.groups()
+    hours, minutes, seconds = ([0, 0, 0] + [int(part) for part in rest if part])[-3:]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -10,7 +10,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set
 
 from blip_art.errors import UserError
 
@@ -120,7 +120,7 @@ class Slurm:
     def __init__(self, run: Door = run_command, bin: str = "") -> None:
         self._run = run
         self._bin = bin
-        self.calls: List[Tuple[str, ...]] = []
+        self.calls: List[Sequence[str]] = []
         """Every command that was run, the words as they were given."""
 
     def squeue(self, job_ids: Iterable[str]) -> Dict[str, QueueRow]:
@@ -220,9 +220,9 @@ class Slurm:
             return self._run((self.path(command), *argv))
         except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
             raise SlurmAbsent(
-                f"no command {self.path(command)} on this machine ({error.strerror}); run it on a "
-                "login node of the cluster, after 'module load slurm' where that is needed, or "
-                "set slurm_bin in the site profile") from error
+                f"no command {self.path(command)} on this machine ({error.strerror}); run this on "
+                "a login node of the cluster, after 'module load slurm' where that is needed"
+            ) from error
         except subprocess.TimeoutExpired as error:
             raise ControllerDown(f"{command} gave no answer in {error.timeout:.0f} s; Slurm's "
                                  "controller is down or busy, try again later") from error

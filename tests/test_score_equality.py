@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from blip_art.score import corenlp, java
 from blip_art.score.engine import Engine
 from blip_art.score.scoring import Scores, score_with
-from tests.score_data import SPICE_PICTURES, coco_pairs
+from tests.score_data import MANY_ART_PAIRS, MANY_PICTURES, SPICE_PICTURES, coco_pairs
 
 # Of the first 500 pictures of val2014, the first caption against the others.
 PUBLISHED = {
@@ -105,6 +106,32 @@ def test_spice_counts_are_pycocoevalcaps(engine: Engine) -> None:
     assert scores.spice_counts == expected
     each = [row["SPICE"] for row in scores.per_image.values()]
     assert scores.metrics["SPICE"] == pytest.approx(sum(each) / len(each))
+
+
+def test_spice_counts_are_pycocoevalcaps_on_pictures_of_many(engine: Engine) -> None:
+    """Golden/compare_spice.py compares all of them, and 1,000 of art."""
+    stored = Path(__file__).with_name("golden").joinpath("spice_many.json.gz").read_bytes()
+    golden = json.loads(gzip.decompress(stored))
+    assert (len(golden["coco"]), len(golden["art"])) == (len(MANY_PICTURES), MANY_ART_PAIRS)
+    pairs = coco_pairs(MANY_PICTURES[::85])
+    scores = scored(engine, pairs, "spice")
+    assert {key: [n for name in golden["categories"] for n in counts[name]]
+            for key, counts in scores.spice_counts.items()} == {
+                key: golden["coco"][key] for key in pairs}
+
+
+def test_the_systems_java_17_gives_the_same(engine: Engine, tmp_path: Path) -> None:
+    assert engine.java_version.startswith("25.")
+    homes = [release.parent for release in Path("/usr/lib/jvm").glob("*/release")
+             if 'JAVA_VERSION="17' in release.read_text()]
+    assert homes, "no Java 17 in /usr/lib/jvm; install openjdk-17-jre-headless"
+    pairs = coco_pairs(SPICE_PICTURES[:4])
+    with Engine(java_home=str(homes[0]), parses=tmp_path / "parses.sqlite") as other:
+        assert other.java_version.startswith("17.")
+        scores = scored(other, pairs, "meteor", "spice")
+        assert other.parsed == sum(1 + len(texts) for _, texts in pairs.values())
+    expected = scored(engine, pairs, "meteor", "spice")
+    assert (scores.per_image, scores.spice_counts) == (expected.per_image, expected.spice_counts)
 
 
 def test_a_line_break_in_a_caption_stays_in_it(engine: Engine) -> None:

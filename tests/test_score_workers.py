@@ -171,7 +171,9 @@ def test_no_java_outlives_the_command(tmp_path: Path, number: signal.Signals, co
     command = subprocess.Popen(
         [sys.executable, "-m", "blip_art.score", str(refs), str(results), "--metrics", "spice"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "BLIP_ART_PARSES": str(tmp_path / "parses.sqlite")})
+        env={**os.environ, "BLIP_ART_PARSES": str(tmp_path / "parses.sqlite")},
+        # A shell's background jobs, such as these tests may be, begin with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     children = Path(f"/proc/{command.pid}/task/{command.pid}/children")
     wait_for(children.read_text)
     worker = int(children.read_text())
@@ -186,8 +188,8 @@ def test_no_java_outlives_the_command(tmp_path: Path, number: signal.Signals, co
 
 def test_a_caption_of_30000_words_costs_spice_alone(jars: list[Path], tmp_path: Path) -> None:
     with Engine(parses=tmp_path / "parses.sqlite") as engine:
-        scores = score_with(engine, {1: ["a cat on a ship"], 2: ["a dog"]},
-                            {1: "cat ship " * 15_000, 2: "a dog"})
+        long = " ".join(f"word{n}" for n in range(30_000))
+        scores = score_with(engine, {1: ["a cat on a ship"], 2: ["a dog"]}, {1: long, 2: "a dog"})
         assert list(scores.failed) == ["spice"]
         assert "30000 words need a heap" in scores.failed["spice"]
         # The other texts are known, so that the next call asks for none.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import queue
+import re
 import tempfile
 from pathlib import Path
 from typing import Any, FrozenSet, Iterable, List, Optional, Sequence, Tuple
@@ -22,6 +23,8 @@ METEOR_ARGUMENTS = ["-", "-", "-stdio", "-l", "en", "-norm"]
 ENGLISH, WITH_PUNCTUATION = 0, True
 # What Java's String.trim removes.
 JAVA_SPACES = "".join(map(chr, range(33)))
+# METEOR's normalizer changes nothing in these, and asking it takes most of the time.
+PLAIN = re.compile("[a-z0-9 ]*")
 
 
 class Meteor:
@@ -82,6 +85,8 @@ class Meteor:
             self._load(table)
 
     def _as_compared(self, text: str) -> str:
+        if PLAIN.fullmatch(text):
+            return text
         return str(self._normalizer.normalizeLine(text, ENGLISH, WITH_PUNCTUATION)).lower()
 
     def _load(self, table: Path) -> None:

@@ -120,11 +120,16 @@ class Spice:
     def __call__(self, pairs: Texts) -> dict[str, dict[str, list[int]]]:
         """{picture: {category: [true positives, false positives, false negatives]}}."""
         (self._folder / "pairs.json").write_text(json.dumps(pairs))
-        subprocess.run([sys.executable, "-c", RUN], cwd=self._folder, env=self._environment,
-                       check=True)
+        self.run(RUN)
         counts: dict[str, dict[str, list[int]]] = json.loads(
             (self._folder / "counts.json").read_text())
         return counts
+
+    def run(self, code: str, *arguments: str) -> str:
+        """What Python code that uses this pycocoevalcap prints last."""
+        done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=self._folder,
+                              env=self._environment, check=True, stdout=subprocess.PIPE, text=True)
+        return done.stdout.strip().rpartition("\n")[2]
 
 
 def shim(folder: Path) -> str:

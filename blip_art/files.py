@@ -151,6 +151,16 @@ class RunDir:
     def slurm(self) -> Path:
         return self.path / "slurm"
 
+    @property
+    def jobs(self) -> Path:
+        """The Slurm jobs that were submitted for the run."""
+        return self.slurm / "jobs.json"
+
+    @property
+    def cancelled(self) -> Path:
+        """Left by 'launch.py cancel'."""
+        return self.slurm / "cancelled"
+
     def weights(self, epoch: int) -> Path:
         return self.checkpoints / f"epoch_{epoch:02d}.safetensors"
 

@@ -46,6 +46,11 @@ class Job:
     """File the output is appended to; '' lets the command use the terminal itself."""
     columns: int = 0
     """Width of the terminal that watches the log; 0 if none does (no progress bars then)."""
+    layout: str = ""
+    """How ranks start in a Slurm step: 'node' (torchrun, once a node), 'gpu' (each task is a
+    rank); '' for a command without ranks."""
+    state: str = ""
+    """state.json of a run whose command ends with 0 when it was stopped, too."""
     grace_s: float = 60.0
     """Time to stop in a resumable way before the command is ended by force."""
 
@@ -53,7 +58,7 @@ class Job:
 def run_job(job: Job) -> int:
     """Run the command and return its exit code; 130 if it was stopped on request."""
     if not job.log:
-        return _exit_code(_run_attached(job))
+        return exit_code(_run_attached(job))
     stop = Stop(job.grace_s)
     signal.signal(signal.SIGTERM, stop.note)
     # Ctrl-C is the launcher's business, which then sends SIGTERM. An empty handler, not SIG_IGN:
@@ -63,7 +68,7 @@ def run_job(job: Job) -> int:
     with open(os.path.join(job.cwd, job.log), "ab", buffering=0) as log:
         code = _run_logged(job, log, stop)
     _end_leftovers(time.monotonic() + LEFTOVERS_S)
-    return EXIT_INTERRUPTED if stop.requests else _exit_code(code)
+    return EXIT_INTERRUPTED if stop.requests else exit_code(code)
 
 
 def _environment(job: Job) -> Dict[str, str]:
@@ -150,7 +155,7 @@ class Stop:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signum)
         else:
-            _signal_all(descendants(os.getpid()), signum)
+            signal_all(descendants(os.getpid()), signum)
 
 
 def descendants(pid: int) -> List[int]:
@@ -170,7 +175,7 @@ def descendants(pid: int) -> List[int]:
     return found
 
 
-def _signal_all(pids: List[int], signum: int) -> None:
+def signal_all(pids: List[int], signum: int) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signum)
@@ -186,13 +191,13 @@ def _end_leftovers(deadline: float) -> None:
     """Wait for what the command left running, then kill it; bury the dead."""
     while descendants(os.getpid()) and time.monotonic() < deadline:
         time.sleep(POLL_S)
-    _signal_all(descendants(os.getpid()), signal.SIGKILL)
+    signal_all(descendants(os.getpid()), signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):
         while True:
             os.wait()
 
 
-def _exit_code(returncode: Optional[int]) -> int:
+def exit_code(returncode: Optional[int]) -> int:
     """The shell's convention: killed by signal 9 is 137."""
     assert returncode is not None
     return 128 - returncode if returncode < 0 else returncode

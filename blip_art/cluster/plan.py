@@ -39,12 +39,17 @@ class Place:
     """Width of the terminal that watches; 0 if none does."""
     attached: bool = False
     """Give the commands the terminal itself instead of a log (--cluster debug)."""
+    layout: str = ""
+    """'node' or 'gpu' for jobs of Slurm, see Site.layout; '' for this machine."""
+    parses: str = ""
+    """Where SPICE's parses are kept; '' is in `cache`."""
 
 
 def train_job(place: Place, config: str, run: RunDir, overrides: Sequence[str] = ()) -> Job:
     """Fine-tune; always with --resume, so that the same command also continues."""
-    return _ranks(place, "train", run, "blip_art.train", config, *overrides,
-                  "--run", str(run.path), "--resume")
+    job = _ranks(place, "train", run, "blip_art.train", config, *overrides,
+                 "--run", str(run.path), "--resume")
+    return replace(job, state=str(run.state))
 
 
 def predict_job(place: Place, run: RunDir, options: Sequence[str] = ()) -> Job:
@@ -58,9 +63,12 @@ def score_job(place: Place, run: RunDir) -> Job:
 
 
 def follow_job(place: Place, run: RunDir) -> Job:
-    """Score epochs while training goes on, on what it leaves of the CPU; ends with its input."""
-    job = module_job(place, "follow", run.slurm, "blip_art.score", "--follow", str(run.path),
-                     "--until-eof")
+    """Score epochs while training goes on: on a node of its own, or else on what training leaves
+    of the CPU, until its input ends."""
+    follow = ("blip_art.score", "--follow", str(run.path))
+    if place.layout:
+        return module_job(place, "follow", run.slurm, *follow)
+    job = module_job(place, "follow", run.slurm, *follow, "--until-eof")
     return replace(job, argv=("nice", "-n", "19", *job.argv))
 
 
@@ -77,18 +85,27 @@ def module_job(place: Place, name: str, logs: Path, module: str, *args: str) -> 
 
 
 def _ranks(place: Place, name: str, run: RunDir, module: str, *args: str) -> Job:
-    argv = (place.python, "-m", "blip_art.torchrun", "--standalone",
-            f"--nproc_per_node={place.processes}", "-m", module, *args)
-    return _job(place, name, run.slurm, argv, {
-        "CUDA_VISIBLE_DEVICES": ",".join(place.gpus[:place.processes]),
-        "OMP_NUM_THREADS": str(place.threads)})
+    torchrun = ("-m", "blip_art.torchrun", "--standalone", f"--nproc_per_node={place.processes}")
+    argv = (place.python, *(torchrun if place.layout != "gpu" else ()), "-m", module, *args)
+    env = {"OMP_NUM_THREADS": str(place.threads)}
+    if not place.layout:  # Slurm gives a job its GPUs itself
+        env = {"CUDA_VISIBLE_DEVICES": ",".join(place.gpus[:place.processes]), **env}
+    return replace(_job(place, name, run.slurm, argv, env), layout=place.layout)
 
 
 def _job(place: Place, name: str, logs: Path, argv: Tuple[str, ...], env: Dict[str, str]) -> Job:
-    log = "" if place.attached else str(next_log(logs, name))
-    return Job(name, argv, {**import_environment(place.code), "BLIP_ART_CACHE": place.cache, **env,
-                            "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "1"},
-               cwd=place.cwd, log=log, columns=place.columns)
+    parses = {"BLIP_ART_PARSES": place.parses} if place.parses else {}
+    return Job(name, argv, {**import_environment(place.code), "BLIP_ART_CACHE": place.cache,
+                            **parses, **env, "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "1"},
+               cwd=place.cwd, log=_log(place, logs, name), columns=place.columns)
+
+
+def _log(place: Place, folder: Path, name: str) -> str:
+    if place.attached:
+        return ""
+    if place.layout:  # the job knows its numbers when it starts
+        return str(folder / f"{name}_{{job}}_{{restart}}.log")
+    return str(next_log(folder, name))
 
 
 def import_environment(code: str) -> Dict[str, str]:

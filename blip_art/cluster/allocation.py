@@ -1,0 +1,160 @@
+"""A job's command inside a Slurm allocation: which rank it is, and what signals mean there.
+
+    executor.submit(run_in_allocation, job)      # each task of the step calls it, in the container
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import List, Mapping, Tuple
+
+from blip_art.cluster.jobs import Job, descendants, exit_code, signal_all
+from blip_art.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
+from blip_art.files import read_json, write_text
+
+# Ranks that were still starting when a signal came ignored it: it is told again.
+REPEAT_S = 5.0
+POLL_S = 0.2
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# Ports below are taken by services, above by what programs open by themselves.
+_FIRST_PORT, _PORTS = 20_000, 10_000
+
+
+@dataclass(frozen=True)
+class Task:
+    """This process's place in its job step."""
+
+    job_id: str
+    name: str
+    restart: int
+    rank: int
+    tasks: int
+    local_rank: int
+    node: int
+    nodes: Tuple[str, ...]
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> Task:
+        array = environ.get("SLURM_ARRAY_JOB_ID")
+        number = environ["SLURM_JOB_ID"]
+        name = f"{array}_{environ['SLURM_ARRAY_TASK_ID']}" if array else number
+
+        def integer(key: str, default: str = "0") -> int:
+            return int(environ.get(key) or default)
+
+        return cls(number, name, integer("SLURM_RESTART_COUNT"), integer("SLURM_PROCID"),
+                   integer("SLURM_NTASKS", "1"), integer("SLURM_LOCALID"),
+                   integer("SLURM_NODEID"), tuple(expand_nodes(environ["SLURM_JOB_NODELIST"])))
+
+    @property
+    def port(self) -> int:
+        """The same on all nodes of a job, another for a job beside it on a node."""
+        return _FIRST_PORT + int(self.job_id) % _PORTS
+
+
+def run_in_allocation(job: Job, folder: str) -> int:
+    """Run a job's command as one task of its step; ends the process with the command's exit code.
+
+    A command that was told to stop before its end leaves a request in `folder`, which the batch
+    script (slurm/requeue.sh) answers by queueing the job again: the image has no scontrol.
+    """
+    os.environ["PYTHONUNBUFFERED"] = "1"
+    task = Task.read(os.environ)
+    job = for_task(job, task)
+    notes: List[int] = []
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda received, frame: notes.append(received))
+    code = _run(job, notes, task)
+    if notes and not (code == 0 and _finished(job)):
+        if task.rank == 0:
+            name = signal.Signals(notes[0]).name
+            write_text(Path(folder, f"requeue_{task.job_id}"), f"{name}\n")
+        code = EXIT_INTERRUPTED
+    if code:
+        # Not an exception, whose traceback submitit would print below the command's own last line.
+        sys.stdout.flush()
+        os._exit(code)
+    return 0
+
+
+def for_task(job: Job, task: Task) -> Job:
+    """The job with its log named and its ranks told who they are."""
+    log = job.log.replace("{job}", task.name).replace("{restart}", str(task.restart))
+    argv, env = list(job.argv), dict(job.env)
+    if job.layout == "node":
+        at = argv.index("--standalone")
+        # It would end its ranks 30 s after SIGTERM, whatever they are saving.
+        argv.insert(at, "--signals-to-handle=SIGQUIT")
+    if job.layout == "node" and len(task.nodes) > 1:
+        argv[at + 1:at + 2] = [f"--nnodes={len(task.nodes)}", f"--node_rank={task.node}",
+                           f"--master_addr={task.nodes[0]}", f"--master_port={task.port}"]
+    if job.layout == "gpu":
+        env.update(RANK=str(task.rank), WORLD_SIZE=str(task.tasks),
+                   LOCAL_RANK=str(task.local_rank), MASTER_ADDR=task.nodes[0],
+                   MASTER_PORT=str(task.port))
+    return dataclasses.replace(job, argv=tuple(argv), env=env, log=log)
+
+
+def expand_nodes(listed: str) -> List[str]:
+    """Slurm's short form: 'v100-[1-2,07],login' → v100-1, v100-2, v100-07, login."""
+    nodes = []
+    for name in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", listed):
+        prefix, bracket, rest = name.partition("[")
+        if not bracket:
+            nodes.append(name)
+            continue
+        ranges, _, suffix = rest.partition("]")
+        for part in ranges.split(","):
+            first, _, last = part.partition("-")
+            nodes += [f"{prefix}{number:0{len(first)}}{suffix}"
+                      for number in range(int(first), int(last or first) + 1)]
+    return nodes
+
+
+def _run(job: Job, notes: List[int], task: Task) -> int:
+    log = Path(job.cwd, job.log)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab", buffering=0) as output:
+        if task.local_rank == 0:
+            output.write(f"# {job.name}: job {task.name}, start {task.restart}, node "
+                         f"{task.nodes[task.node]}, {time.strftime('%F %T')}\n".encode())
+        try:
+            child = subprocess.Popen(
+                job.argv, cwd=job.cwd, env={**os.environ, **job.env}, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=output, preexec_fn=_deaf if job.layout else None)
+        except OSError as error:
+            output.write(f"error: cannot start {job.argv[0]}: {error.strerror}\n".encode())
+            return EXIT_FAILED
+        told = 0.0
+        while child.poll() is None:
+            if notes and time.monotonic() - told > REPEAT_S:
+                told = time.monotonic()
+                # Ranks save and leave together; other commands lose nothing by ending at once.
+                number = signal.SIGUSR2 if job.layout else signal.SIGTERM
+                signal_all(descendants(os.getpid()), number)
+            time.sleep(POLL_S)
+    return exit_code(child.returncode)
+
+
+def _deaf() -> None:
+    """Until a rank listens, a signal must not end it; torchrun must not hear it at all."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _finished(job: Job) -> bool:
+    """Whether a command that ends with 0 when it is stopped, too, came to its end."""
+    if not job.state:
+        return True
+    try:
+        return bool(read_json(Path(job.cwd, job.state))["state"] == "finished")
+    except (UserError, KeyError, TypeError):
+        return False

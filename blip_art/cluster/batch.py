@@ -1,0 +1,180 @@
+"""What Slurm is given for a stage of a run: sbatch scripts and the container's wrapper, as text.
+
+    print(wrapper_text(site, code)); submitit_parameters(site, stage, code, folder)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from blip_art.cluster.jobs import Job
+from blip_art.cluster.plan import (
+    Place,
+    collect_job,
+    follow_job,
+    import_environment,
+    predict_job,
+    score_job,
+    train_job,
+)
+from blip_art.cluster.site import Site
+from blip_art.files import RunDir
+
+# A step whose task has failed must not wait for the others, which wait for it.
+_SRUN = ("--kill-on-bad-exit=1", "--wait=60")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One submission: a job, or the jobs of an array."""
+
+    name: str
+    """train, follow, score, predict or collect."""
+    jobs: Tuple[Job, ...]
+    runs: Tuple[RunDir, ...]
+    """The run of each job."""
+    gpus: int = 0
+    """GPUs on each node; 0 is a job for the CPU partition."""
+    nodes: int = 1
+    after: Tuple[Tuple[str, str], ...] = ()
+    """Dependencies: (afterok, name of an earlier stage)."""
+    parallel: int = 0
+    """Most elements of the array at a time; 0 is no limit."""
+    waits_for: Tuple[str, ...] = ()
+    """Dependencies on jobs that were submitted before: 'afterany:123'."""
+
+
+def slurm_place(site: Site, code: Path, gpus: int = 0) -> Place:
+    """Where the jobs of a site run; `gpus` 0 means all of a node."""
+    return Place(python=site.python, cwd=os.getcwd(), code=str(code), cache=site.cache,
+                 processes=gpus or site.gpus_per_node, threads=site.cpus_per_gpu,
+                 layout=site.layout, parses=site.parses)
+
+
+def train_stages(place: Place, run: RunDir, config: str, overrides: Sequence[str] = (),
+                 nodes: int = 1, scored: bool = True) -> List[Stage]:
+    """Training; beside it a follower that scores; when both have ended, the rest and a report."""
+    train = Stage("train", (train_job(place, config, run, overrides),), (run,), place.processes,
+                  nodes)
+    if not scored:
+        return [train]
+    return [train,
+            Stage("follow", (follow_job(place, run),), (run,), after=(("after", "train"),)),
+            Stage("score", (score_job(place, run),), (run,),
+                  after=(("afterok", "train"), ("afterany", "follow"))),
+            Stage("collect", (collect_job(place, [run], run.path / "report"),), (run,),
+                  after=(("afterok", "score"),))]
+
+
+def eval_stages(place: Place, run: RunDir, options: Sequence[str], nodes: int = 1,
+                scored: bool = True) -> List[Stage]:
+    """Captions on the GPUs, then scores on the CPU."""
+    predict = Stage("predict", (predict_job(place, run, options),), (run,), place.processes, nodes)
+    return [predict] + ([Stage("score", (score_job(place, run),), (run,),
+                               after=(("afterok", "predict"),))] if scored else [])
+
+
+def sweep_stages(place: Place, runs: Sequence[RunDir], trainings: Sequence[Job], out: Path,
+                 nodes: int, parallel: int) -> List[Stage]:
+    """An array of trainings, an array that scores each as it ends, and one report of all."""
+    folder = tuple(runs)
+    return [Stage("train", tuple(trainings), folder, place.processes, nodes, parallel=parallel),
+            Stage("score", tuple(score_job(place, run) for run in runs), folder,
+                  after=(("aftercorr" if len(runs) > 1 else "afterok", "train"),)),
+            Stage("collect", (collect_job(place, runs, out),), folder[:1],
+                  after=(("afterany", "score"),))]
+
+
+def wrapper_text(site: Site, code: Path, binds: Sequence[str] = ()) -> str:
+    """The program that submitit takes for Python: it enters the container, then becomes it."""
+    exported = import_environment(str(code))
+    command = [site.python]
+    if site.container:
+        exported.update(CONTAINER=site.container, SIF=site.image, OVERLAY=site.overlay,
+                        BINDS=",".join([*site.binds, *binds]), SCRATCH=site.scratch, NV="1")
+        command = [str(code / "singularity" / "run.sh"), site.python]
+    lines = ["#!/usr/bin/env bash",
+             "# Usage: wrapper.sh [PYTHON'S ARGUMENTS]     written by launch.py from the profile "
+             f"{site.name}",
+             "set -euo pipefail",
+             *(f"export {name}={shlex.quote(value)}" for name, value in exported.items()),
+             f'exec {shlex.join(command)} "$@"']
+    return "\n".join(lines) + "\n"
+
+
+def needed_binds(cwd: Path, runs: Sequence[RunDir], site: Site) -> List[str]:
+    """Folders that jobs use and the working directory does not hold."""
+    folders = {run.path.resolve().parent for run in runs}
+    if site.parses:
+        folders.add(Path(site.parses).parent)
+    outside = (folder for folder in folders if cwd != folder and cwd not in folder.parents)
+    return [str(folder) for folder in sorted(outside)]
+
+
+def submitit_parameters(site: Site, stage: Stage, code: Path, folder: Path,
+                        dependency: str = "") -> Dict[str, Any]:
+    """What submitit's SlurmExecutor is told; it refuses words it does not know.
+
+    Args:
+        folder: where the batch script looks for a request to be queued again.
+        dependency: as sbatch takes it, all of it.
+    """
+    gpu = stage.gpus > 0
+    tasks = stage.gpus if gpu and site.layout == "gpu" else 1
+    cpus = (site.cpus_per_gpu * stage.gpus // tasks) if gpu else site.cpu_cpus
+    mem = site.mem_gb if gpu else site.cpu_mem_gb
+    asked: Dict[str, Any] = {
+        "job_name": job_name(stage), "account": site.account, "qos": site.qos,
+        "partition": site.partition if gpu else site.cpu_partition or site.partition,
+        "time": site.time_min if gpu else site.cpu_time_min, "nodes": stage.nodes,
+        "ntasks_per_node": tasks, "cpus_per_task": cpus, "mem": f"{mem}GB" if mem else "",
+        "gres": site.gres.format(gpus=stage.gpus) if gpu else "", "dependency": dependency}
+    return {
+        **{key: value for key, value in asked.items() if value not in ("", None)},
+        "wckey": None, "signal_delay_s": site.signal_delay_s, "stderr_to_stdout": True,
+        "array_parallelism": stage.parallel or max(1, len(stage.jobs)),
+        "srun_args": [f"--cpus-per-task={cpus}", *_SRUN],
+        # Of an array or of one job; a job whose condition can no longer be met must not wait.
+        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes", **site.sbatch},
+        "setup": setup_lines(site), "teardown": [requeue_line(site, code, folder)]}
+
+
+def setup_lines(site: Site) -> List[str]:
+    """Shell lines before srun."""
+    # A shell that has a handler outlives the signal, and can then queue the job again.
+    return ["trap : TERM USR1 USR2",
+            *(f"module load {shlex.quote(name)}" for name in site.modules), *site.setup]
+
+
+def requeue_line(site: Site, code: Path, folder: Path) -> str:
+    """The batch script's last line."""
+    script = shlex.join(["bash", str(code / "slurm" / "requeue.sh"), str(folder),
+                         str(site.max_requeues)])
+    return f'exec {script} "$?"'
+
+
+def job_name(stage: Stage) -> str:
+    """What squeue shows; without characters that need quoting."""
+    of = stage.runs[0].name if len(stage.jobs) == 1 else stage.runs[0].path.resolve().parent.name
+    return re.sub(r"[^\w.-]+", "_", f"{stage.name}-{of}")
+
+
+def dependency(stage: Stage, submitted: Dict[str, str]) -> str:
+    """'afterok:12,afterany:13', from the numbers of the stages before."""
+    kinds = [f"{kind}:{submitted[name]}" for kind, name in stage.after]
+    return ",".join([*kinds, *stage.waits_for])
+
+
+def wrapper_path(folder: Path) -> Path:
+    return folder / "wrapper.sh"
+
+
+def log_pattern(job: Job, index: Optional[int], number: str) -> Tuple[str, str]:
+    """A submitted job's id and the pattern of its logs, {restart} being left open."""
+    job_id = number if index is None else f"{number}_{index}"
+    return job_id, job.log.replace("{job}", job_id)

@@ -1,0 +1,207 @@
+"""Hands stages to Slurm through submitit, each waiting for those before, and records them.
+
+    submit(train_stages(place, run, config), site, run.code, run.slurm, command, dry_run=False)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Sequence
+
+from blip_art.cluster.allocation import run_in_allocation
+from blip_art.cluster.batch import (
+    Stage,
+    dependency,
+    log_pattern,
+    needed_binds,
+    submitit_parameters,
+    wrapper_path,
+    wrapper_text,
+)
+from blip_art.cluster.local import import_submitit
+from blip_art.cluster.record import Submitted, read_jobs, record_jobs
+from blip_art.cluster.site import Site
+from blip_art.cluster.slurm import SlurmAbsent, clean_environment
+from blip_art.errors import UserError
+from blip_art.files import RunDir, written_aside
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What all stages of one command share."""
+
+    site: Site
+    code: Path
+    """The snapshot the jobs run."""
+    folder: Path
+    """Where scripts, pickles and requests to be queued again lie."""
+    command: Sequence[str] = ()
+    """launch.py's arguments."""
+
+    @property
+    def pickles(self) -> Path:
+        return (self.folder / "submitit").absolute()
+
+
+def submit(stages: Sequence[Stage], to: Submission) -> Dict[str, str]:
+    """Submit every stage and note its jobs in their run folders; the job ids by stage.
+
+    Raises:
+        UserError: Slurm is not there, or refuses a stage (its reason is told). Stages that were
+            submitted before it are cancelled.
+    """
+    write_wrapper(stages, to)
+    numbers: Dict[str, str] = {}
+    try:
+        for stage in stages:
+            numbers[stage.name] = _submit_stage(stage, to, numbers)
+            _record(stage, to, numbers)
+    except UserError:
+        _take_back(list(numbers.values()))
+        raise
+    return numbers
+
+
+def write_wrapper(stages: Sequence[Stage], to: Submission) -> None:
+    """The program that enters the container."""
+    runs = [run for stage in stages for run in stage.runs]
+    path = wrapper_path(to.folder)
+    with written_aside(path) as aside:
+        aside.write_text(wrapper_text(to.site, to.code.resolve(),
+                                      needed_binds(Path.cwd(), runs, to.site)), encoding="utf-8")
+    path.chmod(0o755)
+
+
+def shown(stages: Sequence[Stage], to: Submission) -> str:
+    """The exact scripts, for --dry-run: nothing is written, no Slurm is needed."""
+    runs = [run for stage in stages for run in stage.runs]
+    wrapper = wrapper_text(to.site, to.code.resolve(), needed_binds(Path.cwd(), runs, to.site))
+    parts = [f"# === {wrapper_path(to.folder)}\n{wrapper}"]
+    numbers: Dict[str, str] = {}
+    for stage in stages:
+        executor = _executor(stage, to, numbers)
+        if len(stage.jobs) > 1:
+            executor.parameters["map_count"] = len(stage.jobs)
+        text = executor._make_submission_file_text(executor._submitit_command_str, "")
+        commands = "".join(f"#   {shlex.join(job.argv)}\n" for job in stage.jobs)
+        parts.append(f"# === sbatch: {stage.name}\n{text}\n# === {stage.name} runs in the "
+                     f"container\n{commands}")
+        numbers[stage.name] = f"<{stage.name}>"
+    return "\n".join(parts)
+
+
+def _submit_stage(stage: Stage, to: Submission, numbers: Dict[str, str]) -> str:
+    submitit = import_submitit()
+    executor = _executor(stage, to, numbers)
+    # submitit reads its jobs' signal handlers from the class that is pickled, not from here.
+    with _refusals_explained(stage, to.site, submitit), _scrubbed():
+        with executor.batch():
+            handles = [executor.submit(run_in_allocation, job, str(to.folder.absolute()))
+                       for job in stage.jobs]
+        return str(handles[0].job_id).partition("_")[0]
+
+
+def _executor(stage: Stage, to: Submission, numbers: Dict[str, str]) -> Any:
+    submitit = import_submitit()
+
+    class Executor(submitit.SlurmExecutor):  # type: ignore[name-defined]
+        """A dry run needs no srun."""
+
+        @classmethod
+        def affinity(cls) -> int:
+            return 2
+
+    executor = Executor(to.pickles, python=shlex.quote(str(wrapper_path(to.folder).absolute())))
+    executor.update_parameters(**submitit_parameters(
+        to.site, stage, to.code.resolve(), to.folder.absolute(), dependency(stage, numbers)))
+    return executor
+
+
+def _record(stage: Stage, to: Submission, numbers: Dict[str, str]) -> None:
+    array = len(stage.jobs) > 1
+    for index, (job, run) in enumerate(zip(stage.jobs, stage.runs)):
+        job_id, log = log_pattern(job, index if array else None, numbers[stage.name])
+        record_jobs(run, [Submitted(
+            stage.name, job_id, log=os.path.join(job.cwd, log),
+            batch_log=str(to.pickles / f"{job_id}_0_log.out"), gpus=stage.gpus, nodes=stage.nodes,
+            after=tuple(f"{kind}:{numbers[name]}" for kind, name in stage.after),
+            site=to.site.path, command=tuple(to.command), cwd=job.cwd)])
+
+
+@contextlib.contextmanager
+def _refusals_explained(stage: Stage, site: Site, submitit: Any) -> Iterator[None]:
+    try:
+        with contextlib.redirect_stderr(open(os.devnull, "w")):
+            yield
+    except submitit.core.utils.FailedJobError as error:
+        lines = [line.split("error: ")[-1] for line in str(error).splitlines() if line.strip()]
+        reason = next((line for line in lines if "Batch job submission failed" in line),
+                      lines[0] if lines else "no reason given")
+        reason = reason.replace("Batch job submission failed: ", "")
+        raise UserError(f"Slurm refuses the {stage.name} job: {reason}; {_hint(reason, site)}"
+                        ) from error
+    except (RuntimeError, FileNotFoundError) as error:
+        if "srun" in str(error) or getattr(error, "filename", "") == "sbatch":
+            raise SlurmAbsent("no sbatch on this machine; run this on a login node of the cluster, "
+                              "or look at the plan with --dry-run") from error
+        raise
+
+
+def _hint(reason: str, site: Site) -> str:
+    low = reason.lower()
+    for word, key in (("account", "account"), ("partition", "partition"), ("qos", "qos"),
+                      ("node configuration", "gres, cpus_per_gpu or mem_gb"),
+                      ("time limit", "time_min"), ("gres", "gres")):
+        if word in low:
+            values = " ".join(f"{name}={getattr(site, name)!r}" for name in
+                              key.replace(",", "").replace(" or", "").split())
+            return f"look at {values} in {site.path}"
+    return "'launch.py doctor' looks at the parts"
+
+
+@contextlib.contextmanager
+def _scrubbed() -> Iterator[None]:
+    """sbatch without variables that an outer job leaked: they would change what is asked for."""
+    before = dict(os.environ)
+    kept = clean_environment(before)
+    for name in set(before) - set(kept):
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def _take_back(numbers: List[str]) -> None:
+    from blip_art.cluster.slurm import Slurm
+
+    if numbers:
+        with contextlib.suppress(UserError):
+            Slurm().cancel(numbers)
+
+
+def resubmit(run: RunDir) -> Sequence[str]:
+    """launch.py's arguments of the run's last training, or of its last job if it had none.
+
+    Raises:
+        UserError: nothing was submitted for the run.
+    """
+    jobs = [job for job in read_jobs(run) if job.command]
+    trainings = [job for job in jobs if job.stage == "train"] or jobs
+    if not trainings:
+        raise UserError(f"{run.path} was not submitted to Slurm; "
+                        "'launch.py train CONFIG --cluster slurm' does that")
+    os.chdir(trainings[-1].cwd)
+    return trainings[-1].command
+
+
+def tell(numbers: Dict[str, str], run: RunDir) -> None:
+    """What was submitted, and what to do next, on stderr."""
+    jobs = ", ".join(f"{stage} {number}" for stage, number in numbers.items())
+    print(f"submitted: {jobs}\n  launch.py status {run.path}     launch.py logs -f {run.path}"
+          f"     launch.py cancel {run.path}", file=sys.stderr)

@@ -22,6 +22,8 @@ _SCRUBBED = ("SLURM_", "SLURMD_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_")
 _DEAD_CONTROLLER = re.compile(
     r"contact slurm controller|connect failure|connection refused|timed out|zero bytes|"
     r"authentication|munge|could not establish a configuration source|resolve", re.IGNORECASE)
+_ENDED = frozenset("COMPLETED FAILED CANCELLED TIMEOUT OUT_OF_MEMORY NODE_FAIL PREEMPTED BOOT_FAIL "
+                   "DEADLINE REVOKED".split())
 _QUEUE_FIELDS = "%i|%A|%T|%r|%M|%L|%S|%N|%P|%E"
 _ACCOUNT_FIELDS = "JobID,State,ExitCode,ElapsedRaw,AllocTRES,Start,End,NodeList"
 
@@ -75,6 +77,11 @@ class QueueRow:
     partition: str
     waits_for: str
     """Dependencies that are not met yet, as Slurm writes them."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it waits, runs or is about to be queued again."""
+        return self.state not in _ENDED
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,176 @@
+"""The commands of a cluster user's day: status, logs, cancel, resume, doctor, fetch.
+
+    ./launch.py status      ./launch.py logs -f runs/art      ./launch.py doctor --job
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from blip_art.errors import EXIT_FAILED, UserError
+
+RUNS = "runs"
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Put the commands into launch.py's parser."""
+    status = _command(commands, "status", run_status, "one table of all runs: state, epoch, "
+                      "scores, GPU-hours, and why a run waits or failed")
+    _runs(status, "*", f"run folders, or folders with runs below (default: {RUNS})")
+    status.add_argument("--json", action="store_true", help="the same for programs")
+    status.add_argument("--watch", metavar="S", type=_seconds, nargs="?", const=30.0,
+                        help="again every S seconds (default 30), until Ctrl-C")
+
+    logs = _command(commands, "logs", run_logs, "the newest log of a run, over its restarts")
+    logs.add_argument("run", metavar="RUN", help="run folder")
+    logs.add_argument("-f", "--follow", action="store_true",
+                      help="go on as it grows, over restarts, until the job has ended")
+    logs.add_argument("--stage", metavar="NAME", default="",
+                      help="train, follow, score, predict or collect (default: train)")
+
+    cancel = _command(commands, "cancel", run_cancel, "cancel the jobs of runs; a training saves "
+                      "first, and is not queued again")
+    _runs(cancel, "+", "run folders, or folders with runs below")
+
+    resume = _command(commands, "resume", run_resume, "submit again runs that stopped or failed, "
+                      "as they were submitted")
+    _runs(resume, "+", "run folders, or folders with runs below")
+    _doctor_and_fetch(commands)
+
+
+def _doctor_and_fetch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    doctor = _command(commands, "doctor", run_doctor, "look at everything a job needs; one line "
+                      "each: ok, what, how to mend it")
+    doctor.add_argument("--site", metavar="FILE", default="",
+                        help="site profile (default: $BLIP_ART_SITE)")
+    doctor.add_argument("--job", action="store_true",
+                        help="also submit a 5-minute job that looks at a node, and wait for it")
+    doctor.add_argument("--wait", metavar="MIN", type=_seconds, default=30.0,
+                        help="with --job: how long to wait for it (default: %(default)g minutes)")
+
+    fetch = _command(commands, "fetch", run_fetch, "bring what jobs need from the internet, "
+                     "checksummed; interrupted, the same command goes on")
+    fetch.add_argument("what", metavar="WHAT", nargs="*", default=["all"],
+                       help="all, weights, tokenizer, corenlp or archive (default: all)")
+    fetch.add_argument("--to", metavar="DIR", default="",
+                       help="folder (default: .; CoreNLP: its cache)")
+    fetch.add_argument("--from", metavar="FILE_OR_URL", dest="source", default="",
+                       help="a folder, a file, or an address to take it from instead")
+
+
+def run_status(args: argparse.Namespace) -> int:
+    """Once, as JSON, or again and again."""
+    from blip_art.cluster.slurm import Slurm
+    from blip_art.cluster.status import as_json, find_runs, shown, survey
+    from blip_art.cluster.table import terminal_width
+
+    if not args.runs and not Path(RUNS).is_dir():
+        raise UserError(f"no folder '{RUNS}' here; name the run folders, or go to where "
+                        "launch.py was called")
+    while True:
+        rows, notes = survey(find_runs(args.runs or [RUNS]), Slurm())
+        text = as_json(rows, notes) if args.json else shown(rows, notes, terminal_width())
+        if args.watch and sys.stdout.isatty():
+            text = f"\033[2J\033[H{time.strftime('%H:%M:%S')}, every {args.watch:g} s\n{text}"
+        print(text, flush=True)
+        if not args.watch:
+            return 0
+        try:
+            time.sleep(args.watch)
+        except KeyboardInterrupt:  # the only way to end it, so not a failure
+            return 0
+
+
+def run_logs(args: argparse.Namespace) -> int:
+    """To standard output; titles go to standard error."""
+    from blip_art.cluster.logs import choose_stage, follow, newest, show
+    from blip_art.cluster.slurm import Slurm
+    from blip_art.files import RunDir
+
+    run = RunDir(args.run)
+    stage = choose_stage(run, args.stage)
+    if args.follow:
+        try:
+            follow(run, stage, Slurm(), _write)
+        except KeyboardInterrupt:
+            print("the job goes on; 'launch.py cancel' ends it", file=sys.stderr)
+        return 0
+    log = newest(run, stage)
+    if log is None:
+        raise UserError(f"{run.path}: its {stage} job has not started yet; "
+                        f"'launch.py status {run.path}' says why, 'logs -f' waits for it")
+    show(log, _write)
+    return 0
+
+
+def run_cancel(args: argparse.Namespace) -> int:
+    """One scancel for all."""
+    from blip_art.cluster.control import cancel
+    from blip_art.cluster.slurm import Slurm
+    from blip_art.cluster.status import find_runs
+
+    print("\n".join(cancel(find_runs(args.runs), Slurm())))
+    return 0
+
+
+def run_resume(args: argparse.Namespace) -> int:
+    """launch.py's own command, once more."""
+    from blip_art.cluster.control import resume
+    from blip_art.cluster.slurm import Slurm
+    from blip_art.cluster.status import find_runs
+
+    return resume(find_runs(args.runs), Slurm())
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """1 if something is wrong."""
+    from blip_art.cluster.doctor import check_job, check_login, shown
+    from blip_art.cluster.site import load_site
+    from blip_art.cluster.table import terminal_width
+
+    site = load_site(args.site)
+    checks = check_login(site)
+    print(shown(checks, terminal_width()), flush=True)
+    if args.job:
+        found = check_job(site, 60 * args.wait)
+        print(shown(found, terminal_width()))
+        checks += found
+    return EXIT_FAILED if any(check.verdict == "fail" for check in checks) else 0
+
+
+def run_fetch(args: argparse.Namespace) -> int:
+    """What was named, one after the other."""
+    from blip_art.cluster.fetch import fetch
+
+    for path in fetch(args.what, args.to, args.source):
+        print(path)
+    return 0
+
+
+def _write(block: bytes) -> None:
+    sys.stdout.buffer.write(block)
+    sys.stdout.buffer.flush()
+
+
+def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str,
+             function: object, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(function=function)
+    return parser
+
+
+def _runs(parser: argparse.ArgumentParser, number: str, text: str) -> None:
+    parser.add_argument("runs", metavar="RUN", nargs=number, help=text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not '{text}'")
+    return value

@@ -1,0 +1,379 @@
+"""How runs are doing, one row each: the run folders first, then one squeue, then one sacct.
+
+    rows, notes = survey(find_runs(["runs"]), Slurm()); print(shown(rows))
+
+Works without Slurm: then everything comes from the run folders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+
+from blip_art.cluster import reasons
+from blip_art.cluster.record import Submitted, read_jobs
+from blip_art.cluster.slurm import AccountRow, QueueRow, Slurm, SlurmAbsent, SlurmError
+from blip_art.cluster.table import table
+from blip_art.errors import UserError
+from blip_art.files import RunDir, read_json, read_jsonl
+
+# Folders inside a run: no runs are looked for there.
+_PARTS = frozenset(("code", "checkpoints", "predictions", "scores", "references", "bad_pictures",
+                    "slurm", "report"))
+# What a run is doing, by the first of these that one of its jobs is for.
+_DOING = {"train": "running", "predict": "predicting", "follow": "scoring", "score": "scoring",
+          "collect": "collecting"}
+_SILENT_S = 15 * 60
+HEADER = ("run", "state", "epoch", "loss", "SPICE", "best", "GPU-h", "why")
+_NUMBERS = (2, 3, 4, 6)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run; what is not known is None, or '' where it is text."""
+
+    run: str
+    state: str
+    """pending, running, scoring, …; then finished, stopped, failed, cancelled or lost."""
+    why: str = ""
+    epochs_done: int = 0
+    epochs: Optional[int] = None
+    loss: Optional[float] = None
+    """Of the newest epoch."""
+    spice: Optional[float] = None
+    """Of the newest scored epoch of val."""
+    best_spice: Optional[float] = None
+    """Of the epoch in best.json."""
+    best_epoch: Optional[int] = None
+    gpu_hours: Optional[float] = None
+    gpu_hours_exact: bool = True
+    """False: reckoned from train.jsonl, without what was lost or spent outside epochs."""
+    jobs: Tuple[str, ...] = ()
+    """Ids of its jobs that wait or run."""
+
+
+class Answers(NamedTuple):
+    """What Slurm said of all jobs; `accounts` is None when nobody keeps accounts."""
+
+    queue: Dict[str, QueueRow]
+    accounts: Optional[Dict[str, AccountRow]]
+    notes: Tuple[str, ...]
+    asked: bool
+    """Whether the queue was seen: a job that is not in it has then ended."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What one run folder says, before anybody is asked."""
+
+    run: RunDir
+    jobs: Tuple[Submitted, ...]
+    state: str
+    why: str
+    cancelled: FrozenSet[str]
+    """Jobs that 'launch.py cancel' ended."""
+    silent_s: float
+    """Seconds since the run last wrote its state or its log."""
+    row: Row
+    """The numbers; state and why are still to be decided."""
+
+
+def find_runs(paths: Sequence[str]) -> List[RunDir]:
+    """Run folders among the paths and below them, in the order of their names.
+
+    Raises:
+        UserError: a path is no folder, or no run lies in it.
+    """
+    found: Dict[Path, RunDir] = {}
+    for path in paths:
+        if not Path(path).is_dir():
+            raise UserError(f"no run folder at {path}; 'launch.py train CONFIG' makes one, "
+                            "'launch.py status' shows those there are")
+        below = sorted(_runs_below(path), key=_natural)
+        if not below:
+            raise UserError(f"no run in {path}: no folder there has a state.json or submitted "
+                            "jobs; runs lie in runs/NAME")
+        found.update({Path(one): RunDir(one) for one in below})
+    return list(found.values())
+
+
+def _runs_below(top: str) -> Iterable[str]:
+    with os.scandir(top) as entries:
+        folders, names = [], set()
+        for entry in entries:
+            names.add(entry.name)
+            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+                folders.append(entry)
+    run = RunDir(top)
+    if run.state.name in names or run.slurm.name in names and run.jobs.exists():
+        yield top
+    for folder in folders:
+        if folder.name not in _PARTS:
+            yield from _runs_below(folder.path)
+
+
+def _natural(text: str) -> List[Tuple[int, str]]:
+    """run_2 before run_10."""
+    return [(int(part), "") if part.isdigit() else (-1, part)
+            for part in re.split(r"(\d+)", text)]
+
+
+def survey(runs: Sequence[RunDir], slurm: Slurm) -> Tuple[List[Row], List[str]]:
+    """One row a run, and notes on what could not be asked."""
+    folders = [read_folder(run) for run in runs]
+    answers = ask(slurm, [job for folder in folders for job in folder.jobs])
+    return [judge(folder, answers) for folder in folders], list(answers.notes)
+
+
+def read_folder(run: RunDir) -> Folder:
+    """What the files of a run say; one that cannot be read is told in its row."""
+    row = Row(str(run.path), "unreadable")
+    try:
+        jobs = tuple(read_jobs(run))
+        said = read_json(run.state) if run.state.exists() else {}
+        return Folder(run, jobs, str(said.get("state", "")), str(said.get("why") or ""),
+                      cancelled_jobs(run), _silence(run), _numbers(run, jobs, said))
+    except (UserError, AttributeError, TypeError, KeyError, ValueError) as error:
+        return Folder(run, (), "unreadable", str(error), frozenset(), 0.0, row)
+
+
+def ask(slurm: Slurm, jobs: Sequence[Submitted]) -> Answers:
+    """One squeue and one sacct for all jobs; without an answer the notes say so."""
+    if not jobs:
+        return Answers({}, None, (), False)
+    ids = [job.job_id for job in jobs]
+    try:
+        queue = slurm.squeue(ids)
+    except SlurmAbsent:
+        return Answers({}, None, ("no Slurm on this machine: states as the run folders have them",
+                                  ), False)
+    except SlurmError as error:
+        return Answers({}, None, (f"states as the run folders have them: {error}",), False)
+    if not _has_accounts({job.site for job in jobs}):
+        return Answers(queue, None, (), True)
+    try:
+        since = min((job.submitted[:10] for job in jobs if job.submitted), default="")
+        return Answers(queue, slurm.sacct(ids, since), (), True)
+    except SlurmError as error:
+        return Answers(queue, None, (f"GPU-hours reckoned from epochs: {error}",), True)
+
+
+def _has_accounts(sites: Iterable[str]) -> bool:
+    from blip_art.cluster.site import load_site
+
+    for site in filter(None, sites):
+        try:
+            if not load_site(site).has_sacct:
+                return False
+        except UserError:
+            continue  # the profile has moved since; sacct itself will tell
+    return True
+
+
+def judge(folder: Folder, answers: Answers) -> Row:
+    """The row of a run: a living job decides, else its folder, else how its last job ended."""
+    live = [(job, answers.queue[job.job_id]) for job in folder.jobs
+            if job.job_id in answers.queue and answers.queue[job.job_id].alive]
+    state, why = _live(live, folder.jobs) if live else _at_rest(folder, answers)
+    hours, exact = _gpu_hours(folder, answers)
+    return Row(**{**asdict(folder.row), "state": state, "why": why, "gpu_hours": hours,
+                  "gpu_hours_exact": exact, "jobs": tuple(job.job_id for job, _ in live)})
+
+
+def _live(live: Sequence[Tuple[Submitted, QueueRow]],
+          jobs: Sequence[Submitted]) -> Tuple[str, str]:
+    order = list(_DOING)
+    job, row = min(live, key=lambda one: (
+        order.index(one[0].stage) if one[0].stage in order else len(order), one[1].state))
+    if row.state == "PENDING":
+        stuck = row.reason == "DependencyNeverSatisfied"
+        return "stuck" if stuck else "pending", _why_pending(row, jobs)
+    left = "" if row.left_s < 0 else f", {duration(row.left_s)} left"
+    place = f" on {row.nodes}" if row.nodes else ""
+    other = "" if row.state == "RUNNING" else f", {row.state.lower()}"
+    return _DOING.get(job.stage, "running"), f"job {row.job_id}{place}{other}{left}"
+
+
+def _why_pending(row: QueueRow, jobs: Sequence[Submitted]) -> str:
+    if row.reason == "Dependency":
+        stages = {job.job_id.partition("_")[0]: job.stage for job in jobs}
+        waits = [f"{stages[number]} (job {number})"
+                 for number in re.findall(r"\d+", row.waits_for) if number in stages]
+        if waits:
+            return f"waits for {', '.join(dict.fromkeys(waits))}"
+    return reasons.waiting(row.reason)
+
+
+def _at_rest(folder: Folder, answers: Answers) -> Tuple[str, str]:
+    """No job lives, or nobody knows of any."""
+    if folder.state == "finished":
+        return "finished", _unscored(folder.run)
+    if folder.state in ("failed", "unreadable"):
+        return folder.state, folder.why
+    if folder.jobs and _main_job(folder.jobs).job_id in folder.cancelled:
+        return "cancelled", "'launch.py resume' goes on"
+    if folder.jobs and answers.asked:
+        return _last_ended(folder, answers)
+    if folder.jobs:
+        return folder.state or "submitted", folder.why
+    silent = folder.state == "running" and folder.silent_s > _SILENT_S
+    return folder.state or "new", (f"has written nothing for {duration(folder.silent_s)}"
+                                   if silent else folder.why)
+
+
+def _main_job(jobs: Sequence[Submitted]) -> Submitted:
+    """The newest job that computes the run, rather than scores it."""
+    return ([job for job in jobs if job.stage in ("train", "predict")] or list(jobs))[-1]
+
+
+def _last_ended(folder: Folder, answers: Answers) -> Tuple[str, str]:
+    """How the newest job that computes the run ended, by what Slurm still knows."""
+    job_id = _main_job(folder.jobs).job_id
+    row = answers.queue.get(job_id)
+    account = (answers.accounts or {}).get(job_id)
+    state = account.state if account else row.state if row else ""
+    if state == "CANCELLED":
+        return "cancelled", f"job {job_id} was cancelled; 'launch.py resume' goes on"
+    if folder.state == "stopped":
+        return "stopped", folder.why
+    if state and state != "COMPLETED":
+        return "failed", (f"job {job_id}: "
+                          f"{reasons.ended(state, account.exit_code if account else '')}")
+    if folder.state != "running" and state == "COMPLETED":
+        return folder.state or "failed", f"job {job_id} ended; 'launch.py logs' shows its words"
+    return "lost", (f"job {job_id} ended without a word; 'launch.py logs' shows its last, "
+                    "'launch.py resume' goes on")
+
+
+def cancelled_note(run: RunDir) -> Path:
+    """Ids of jobs that were cancelled on purpose: without sacct nobody else remembers."""
+    return run.slurm / "cancelled"
+
+
+def cancelled_jobs(run: RunDir) -> FrozenSet[str]:
+    """What the note says."""
+    note = cancelled_note(run)
+    return frozenset(note.read_text(encoding="utf-8").split()) if note.exists() else frozenset()
+
+
+def _unscored(run: RunDir) -> str:
+    scored = {(one.split, one.epoch) for one in run.scored()}
+    holes = sum((one.split, one.epoch) not in scored for one in run.predicted())
+    return f"{holes} not scored: launch.py score --run {run.path}" if holes else ""
+
+
+def _silence(run: RunDir) -> float:
+    times = [path.stat().st_mtime for path in (run.state, run.train_log) if path.exists()]
+    return time.time() - max(times) if times else 0.0
+
+
+def _numbers(run: RunDir, jobs: Sequence[Submitted], said: Dict[str, Any]) -> Row:
+    trained = read_jsonl(run.train_log)
+    scored = [one for one in run.scored() if one.split == "val"]
+    best = read_json(run.best)["epoch"] if run.best.exists() else None
+    hours = _reckoned_hours(run, jobs, trained)
+    return Row(
+        str(run.path), "", epochs_done=len(trained), epochs=said.get("epochs") or _planned(run),
+        loss=trained[-1]["loss"] if trained else None,
+        spice=_spice(scored[-1].path) if scored else None, best_epoch=best,
+        best_spice=next((_spice(one.path) for one in scored if one.epoch == best), None),
+        gpu_hours=hours, gpu_hours_exact=False)
+
+
+def _planned(run: RunDir) -> Optional[int]:
+    """`train.epochs`, found as text: YAML of 200 runs takes seconds to parse."""
+    try:
+        text = run.config.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"^\s+epochs:\s*(\d+)", text, re.MULTILINE)
+    return int(found[1]) if found else None
+
+
+def _spice(path: Path) -> Optional[float]:
+    """From the first bytes of a score file, which goes on with megabytes of single pictures."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        head = file.read(1 << 16)
+    place = head.find('"metrics": ')
+    if place < 0:
+        return None
+    metrics, _ = json.JSONDecoder().raw_decode(head, place + len('"metrics": '))
+    value = metrics.get("SPICE")
+    return float(value) if value is not None else None
+
+
+def _reckoned_hours(run: RunDir, jobs: Sequence[Submitted],
+                    trained: Sequence[Dict[str, Any]]) -> Optional[float]:
+    """GPU-hours of the epochs; None for a run that used no GPU."""
+    submitted = [job.gpus * job.nodes for job in jobs if job.stage == "train"]
+    gpus = submitted[-1] if submitted else 0
+    if not submitted and any(row.get("gpu_memory_gb") for row in trained):
+        gpus = int(read_json(run.manifest).get("ranks", 1)) if run.manifest.exists() else 1
+    return sum(row.get("seconds", 0.0) for row in trained) * gpus / 3600 if gpus else None
+
+
+def _gpu_hours(folder: Folder, answers: Answers) -> Tuple[Optional[float], bool]:
+    """GPU-hours of all the run's jobs, and whether Slurm accounted for them."""
+    asked = [job for job in folder.jobs if job.gpus]
+    if answers.accounts is None or not asked:
+        return folder.row.gpu_hours, False
+    seconds = 0
+    for job in asked:
+        row = answers.accounts.get(job.job_id)
+        if row:  # a site may account for time, but not for GPUs
+            seconds += row.gpu_seconds or row.seconds * job.gpus * job.nodes
+    return seconds / 3600, True
+
+
+def duration(seconds: float) -> str:
+    """'3 d 4 h', '2 h 5 min', '40 s'."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = int(seconds // 60)
+    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def shown(rows: Sequence[Row], notes: Sequence[str] = (), width: int = 0) -> str:
+    """The table, a line of totals, the notes."""
+    lines = [table(HEADER, [_cells(row) for row in rows], width, _NUMBERS)]
+    if len(rows) > 1:
+        lines.append(_totals(rows))
+    return "\n".join([*lines, *(f"note: {note}" for note in notes)])
+
+
+def as_json(rows: Sequence[Row], notes: Sequence[str]) -> str:
+    """The same for programs."""
+    return json.dumps({"runs": [asdict(row) for row in rows], "notes": list(notes)},
+                      ensure_ascii=False, indent=1)
+
+
+def _cells(row: Row) -> Tuple[str, ...]:
+    epochs = f"{row.epochs_done}/{row.epochs}" if row.epochs else str(row.epochs_done or "")
+    best = "" if row.best_epoch is None else f"{_number(row.best_spice)} @{row.best_epoch:02d}"
+    return (row.run, row.state, epochs, _number(row.loss), _number(row.spice), best.strip(),
+            _hours(row.gpu_hours, row.gpu_hours_exact), " ".join(row.why.split()))
+
+
+def _number(value: Optional[float]) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _hours(value: Optional[float], exact: bool) -> str:
+    return "" if value is None else f"{'' if exact else '~'}{value:.1f}"
+
+
+def _totals(rows: Sequence[Row]) -> str:
+    states = [row.state for row in rows]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    hours = [row.gpu_hours for row in rows if row.gpu_hours is not None]
+    exact = all(row.gpu_hours_exact for row in rows if row.gpu_hours is not None)
+    return f"{len(rows)} runs: {counts}" + (
+        f"; {_hours(sum(hours), exact)} GPU-hours" if hours else "")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, List, Optional, Sequence
 
+from blip_art.cluster import cli_day
 from blip_art.errors import UserError, exit_cleanly
 
 if TYPE_CHECKING:  # --help must not wait for imports
@@ -29,6 +30,8 @@ examples:
   ./launch.py score --run runs/caption_art            score every epoch's captions
   ./launch.py eval --run runs/caption_art --split test     caption the test set, then score
   ./launch.py collect runs/* -o report                tables, curves and one page
+  ./launch.py train configs/caption_art.yaml --cluster slurm --site configs/sites/mine.yaml
+  ./launch.py sweep configs/sweeps/lr.yaml --cluster slurm     again: what is missing or failed
 
 Every stage reads and writes files in a run folder (runs/NAME) and can be run alone.
 Commands end with 0 (done), 1 (failed), 2 (your input: one line says how to mend it)
@@ -65,6 +68,10 @@ def build_parser() -> argparse.ArgumentParser:
                        help="do not score each epoch's captions beside training")
     _processes(train)
 
+    sweep = _command(commands, "sweep", run_sweep, "many runs of one configuration")
+    sweep.add_argument("sweep", metavar="FILE", help="for example configs/sweeps/lr.yaml")
+    _processes(sweep)
+
     for name, function, text in (
             ("predict", run_predict, "caption pictures with a run's weights"),
             ("eval", run_eval, "predict on the GPUs, then score on the CPU")):
@@ -95,6 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--run", metavar="DIR", default="runs/demo", help="default: %(default)s")
     demo.add_argument("--fresh", action="store_true", help="delete the earlier demo first")
     _processes(demo, default=2)
+
+    cli_day.add_commands(commands)
     return parser
 
 
@@ -106,6 +115,8 @@ def run_train(args: argparse.Namespace) -> int:
 
     config = load_config(args.config, args.overrides)
     run = RunDir(args.run or Path("runs", config.name))
+    if args.cluster == "slurm":
+        return _on_slurm().train(args, REPO, run)
     place = _place(args, run)
     # A debugger's terminal is for one program.
     follower = None if args.no_score or place.attached else follow_job(place, run)
@@ -115,7 +126,32 @@ def run_train(args: argparse.Namespace) -> int:
 def run_predict(args: argparse.Namespace) -> int:
     """Caption a split."""
     run = _run_to_predict(args)
+    if args.cluster == "slurm":
+        return _on_slurm().predict(args, REPO, run, _predict_options(args), scored=False)
     return _execute(args, [_predict_job(args, run)], run)
+
+
+def run_sweep(args: argparse.Namespace) -> int:
+    """An array on the cluster; here one run after the other."""
+    from blip_art.cluster.sweep import finished, load_sweep
+
+    if args.cluster == "slurm":
+        return _on_slurm().sweep(args, REPO)
+    sweep = load_sweep(args.sweep)
+    members = sweep.members()
+    for number, member in enumerate(members, 1):
+        print(f"{number}/{len(members)}: {member.run.path}", file=sys.stderr)
+        if finished(member.run) and not args.dry_run:
+            continue
+        words = ["train", sweep.config, *member.overrides, "--run", str(member.run.path),
+                 "--cluster", args.cluster, *(["--dry-run"] if args.dry_run else []),
+                 *(["--processes", str(args.processes)] if args.processes else [])]
+        code = main(words)
+        if code:
+            return code
+    runs = [str(member.run.path) for member in members]
+    return 0 if args.dry_run else main(
+        ["collect", *runs, "-o", str(members[0].run.path.parent / "report")])
 
 
 def run_score(args: argparse.Namespace) -> int:
@@ -123,6 +159,8 @@ def run_score(args: argparse.Namespace) -> int:
     from blip_art.cluster.plan import score_job
 
     run = _existing_run(args.run)
+    if args.cluster == "slurm":
+        return _on_slurm().score(args, REPO, run)
     return _execute(args, [score_job(_place(args, run), run)], run)
 
 
@@ -131,6 +169,8 @@ def run_eval(args: argparse.Namespace) -> int:
     from blip_art.cluster.plan import score_job
 
     run = _run_to_predict(args)
+    if args.cluster == "slurm":
+        return _on_slurm().predict(args, REPO, run, _predict_options(args), scored=True)
     return _execute(args, [_predict_job(args, run), score_job(_place(args, run), run)], run)
 
 
@@ -140,6 +180,8 @@ def run_collect(args: argparse.Namespace) -> int:
 
     runs = [_existing_run(run) for run in args.runs]
     out = Path(args.output or (runs[0].path / "report" if len(runs) == 1 else "report"))
+    if args.cluster == "slurm":
+        return _on_slurm().collect(args, REPO, runs, out)
     return _execute(args, [collect_job(_place(args), runs, out)])
 
 
@@ -209,11 +251,20 @@ def _submit(cluster: str, job: Job) -> int:
 def _predict_job(args: argparse.Namespace, run: RunDir) -> Job:
     from blip_art.cluster.plan import predict_job
 
+    return predict_job(_place(args, run), run, _predict_options(args))
+
+
+def _predict_options(args: argparse.Namespace) -> List[str]:
     options = [word for name in ("config", "weights", "epoch", "split")
                if getattr(args, name) is not None
                for word in (f"--{name}", str(getattr(args, name)))]
-    options += args.overrides
-    return predict_job(_place(args, run), run, options)
+    return options + list(args.overrides)
+
+
+def _on_slurm() -> Any:
+    from blip_art.cluster import on_slurm
+
+    return on_slurm
 
 
 def _place(args: argparse.Namespace, run: Optional[RunDir] = None) -> Place:
@@ -253,22 +304,20 @@ def _existing_run(path: str) -> RunDir:
     return run
 
 
-def _cluster(name: str) -> str:
-    if name == "slurm":
-        raise UserError("--cluster slurm is not built yet: "
-                        "use --cluster local inside an allocation")
-    if name not in ("local", "debug"):
-        raise argparse.ArgumentTypeError(f"must be local, debug or slurm, not '{name}'")
-    return name
-
-
 def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str,
              function: object, text: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text.capitalize() + ".")
     parser.set_defaults(function=function)
-    parser.add_argument("--cluster", metavar="WHERE", type=_cluster, default="local",
+    parser.add_argument("--cluster", choices=("local", "debug", "slurm"), default="local",
                         help="local (this machine, output also in a log; the default), debug "
                              "(this process and terminal, for breakpoints) or slurm")
+    slurm = parser.add_argument_group("with --cluster slurm")
+    slurm.add_argument("--site", metavar="FILE",
+                       help="profile of the cluster (default: $BLIP_ART_SITE)")
+    slurm.add_argument("--partition", metavar="NAME", help="another partition than the profile's")
+    slurm.add_argument("--account", metavar="NAME", help="another account than the profile's")
+    slurm.add_argument("--time", metavar="MIN", type=_at_least_one,
+                       help="minutes of a GPU job; one that needs more is queued again")
     parser.add_argument("--dry-run", action="store_true",
                         help="print the commands, their environment and logs; run nothing")
     parser.add_argument("--python", metavar="PATH",
@@ -280,6 +329,9 @@ def _processes(parser: argparse.ArgumentParser, default: int = 0) -> None:
     parser.add_argument("--processes", "--gpus", metavar="N", type=_at_least_one, default=default,
                         help="processes a node, one a GPU (default: "
                              f"{default or 'all GPUs, or 1 process on the CPU'})")
+    if not default:
+        parser.add_argument("--nodes", metavar="N", type=_at_least_one, default=1,
+                            help="nodes, with --cluster slurm (default: 1)")
 
 
 def _at_least_one(text: str) -> int:

@@ -186,7 +186,7 @@ def load_config(path: PathLike, overrides: Iterable[str] = ()) -> Config:
                         "see configs/ for examples") from error
     except UnicodeDecodeError as error:
         raise UserError(f"configuration {path} is not a UTF-8 text file") from error
-    values = _parse_yaml(text, str(path))
+    values = parse_yaml(text, str(path))
     if values is None:  # an empty file: all defaults
         values = {}
     if not isinstance(values, dict):
@@ -243,7 +243,8 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
 
 
-def _parse_yaml(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
+    """Plain values from YAML text; `where` is named when it is none."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -263,7 +264,7 @@ def _apply_override(values: Dict[str, Any], override: str) -> None:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise UserError(f"override '{override}': '{section}' is a value, not a section")
-    values[leaf] = _parse_yaml(text, f"override '{override}'") if text else ""
+    values[leaf] = parse_yaml(text, f"override '{override}'") if text else ""
 
 
 def _build(kind: Any, values: Any, prefix: str, where: str) -> Any:

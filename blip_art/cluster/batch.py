@@ -79,15 +79,13 @@ def eval_stages(place: Place, run: RunDir, options: Sequence[str], nodes: int = 
                                after=(("afterok", "predict"),))] if scored else [])
 
 
-def sweep_stages(place: Place, runs: Sequence[RunDir], trainings: Sequence[Job], out: Path,
+def sweep_stages(place: Place, runs: Sequence[RunDir], trainings: Sequence[Job],
                  nodes: int, parallel: int) -> List[Stage]:
-    """An array of trainings, an array that scores each as it ends, and one report of all."""
-    folder = tuple(runs)
-    return [Stage("train", tuple(trainings), folder, place.processes, nodes, parallel=parallel),
-            Stage("score", tuple(score_job(place, run) for run in runs), folder,
-                  after=(("aftercorr" if len(runs) > 1 else "afterok", "train"),)),
-            Stage("collect", (collect_job(place, runs, out),), folder[:1],
-                  after=(("afterany", "score"),))]
+    """An array of trainings, and an array that scores each as it ends."""
+    return [Stage("train", tuple(trainings), tuple(runs), place.processes, nodes,
+                  parallel=parallel),
+            Stage("score", tuple(score_job(place, run) for run in runs), tuple(runs),
+                  after=(("aftercorr" if len(runs) > 1 else "afterok", "train"),))]
 
 
 def wrapper_text(site: Site, code: Path, binds: Sequence[str] = ()) -> str:

@@ -137,8 +137,9 @@ def submitit_parameters(site: Site, stage: Stage, code: Path, folder: Path,
         "wckey": None, "signal_delay_s": site.signal_delay_s, "stderr_to_stdout": True,
         "array_parallelism": stage.parallel or max(1, len(stage.jobs)),
         "srun_args": [f"--cpus-per-task={cpus}", *_SRUN],
-        # Of an array or of one job; a job whose condition can no longer be met must not wait.
-        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes", **site.sbatch},
+        # A job whose condition can no longer be met must not wait for ever.
+        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes",
+                                  **(site.sbatch if gpu else site.cpu_sbatch)},
         "setup": setup_lines(site), "teardown": [requeue_line(site, code, folder)]}
 
 

@@ -59,7 +59,9 @@ class Site:
     max_requeues: int = 20
     """How often one job may be queued again."""
     sbatch: Mapping[str, str] = field(default_factory=dict)
-    """Further options of sbatch, without the dashes: {constraint: v100-32g, exclude: node7}."""
+    """Further options of GPU jobs, as sbatch calls them: {constraint: v100-32g, exclude: node7}."""
+    cpu_sbatch: Mapping[str, str] = field(default_factory=dict)
+    """The same for scoring jobs."""
     container: str = "apptainer"
     """apptainer, singularity or a path; '' runs `python` as it is, without an image."""
     image: str = "../../blip_art.sif"
@@ -167,7 +169,9 @@ def _check(site: Site) -> None:
         need(getattr(site, key) >= 0, key, "0 or more")
     need(site.signal_delay_s < 60 * min(site.time_min, site.cpu_time_min), "signal_delay_s",
          "less than the time limits, or jobs would be told to save as they start")
-    need(not any(key.startswith("-") for key in site.sbatch), "sbatch", "keys without dashes")
+    for key in ("sbatch", "cpu_sbatch"):
+        need(not any(word.startswith("-") for word in getattr(site, key)), key,
+             "keys without dashes")
 
 
 def _absolute(path: str, start: Path) -> str:

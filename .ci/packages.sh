@@ -33,6 +33,7 @@ fi
 # The mirror is the one this machine uses already.
 add_sid() {
     local site suite keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    # shellcheck disable=SC2016  # apt-get's own variable
     site=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' \
         'Codename: bookworm' 'Component: main')
     for suite in trixie sid; do

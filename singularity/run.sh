@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Usage: SIF=blip_art.sif [OVERLAY=overlay.img] singularity/run.sh COMMAND [ARGUMENT…]
+#   Runs a command inside the image, as every job does. Further settings by environment:
+#   CONTAINER (apptainer)   BINDS (source[:target[:options]],…)   SCRATCH ($TMPDIR, /tmp)
+#   NV (1: the GPUs, where there are any; 0: never)
+set -euo pipefail
+: "${SIF:?path of the image}" "${1:?a command to run}"
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+container=${CONTAINER:-apptainer}
+command -v "$container" >/dev/null || fail "no $container on $(hostname); load its module" \
+    "('modules' in the site profile) or name its path ('container')"
+for file in "$SIF" ${OVERLAY:+"$OVERLAY"}; do
+    [[ -e $file ]] || fail "no $file on $(hostname); build it with 'launch.py image build' or" \
+        "'launch.py overlay build', on a file system that all nodes see"
+done
+
+# Some names are known on the node only: $TMPDIR, $SLURM_JOB_ID.
+scratch=${SCRATCH:-${TMPDIR:-/tmp}}
+while [[ $scratch =~ \$\{?([A-Za-z_][A-Za-z_0-9]*)\}? ]]; do
+    name=${BASH_REMATCH[1]}
+    scratch=${scratch/"${BASH_REMATCH[0]}"/"${!name:?is in SCRATCH and not set on this node}"}
+done
+TMPDIR=$scratch/blip_art-${USER:-$(id -un)}-${SLURM_JOB_ID:-$$}
+(umask 077 && mkdir -p "$TMPDIR") || fail "cannot write to scratch folder $scratch on $(hostname);" \
+    "free space or name another one ('scratch' in the site profile)"
+
+# The image is read-only, and so is the overlay: whatever writes, writes here.
+export TMPDIR MPLCONFIGDIR=$TMPDIR TRITON_CACHE_DIR=$TMPDIR/triton
+export PYTHONDONTWRITEBYTECODE=1
+# ~/.local is bound with the home folder and would be imported in the image's place.
+export PYTHONNOUSERSITE=1 LC_ALL=C.UTF-8 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+unset PYTHONHOME LD_PRELOAD
+
+# Never --cleanenv, which drops SLURM_*. A folder's name may hold what separates binds.
+bind() { printf '%s' "$1" | sed 's/[,:\\]/\\&/g'; }
+argv=("$container" exec --pwd "$PWD" --bind "$(bind "$PWD"),$(bind "$TMPDIR")")
+[[ $(pwd -P) == "$PWD" ]] || argv+=(--bind "$(bind "$(pwd -P)")")
+[[ -z ${BINDS:-} ]] || argv+=(--bind "$BINDS")
+[[ -z ${OVERLAY:-} ]] || argv+=(--overlay "$OVERLAY:ro")
+[[ ${NV:-1} != 1 || ! -e /dev/nvidiactl ]] || argv+=(--nv)
+exec "${argv[@]}" "$SIF" "$@"

@@ -70,7 +70,8 @@ def save_weights(model: BlipCaptioner, path: PathLike) -> None:
     """Write the weights and, in the header, the model's configuration; whole or not at all."""
     state = {name: tensor.detach().cpu().contiguous()
              for name, tensor in model.state_dict().items() if name not in _DERIVED}
-    metadata = {"format": "pt", "blip_art": json.dumps(dataclasses.asdict(model.config))}
+    # One key: safetensors writes several in no fixed order, and equal weights are equal files.
+    metadata = {"blip_art": json.dumps(dataclasses.asdict(model.config))}
     try:
         with written_aside(path) as aside:
             save_file(state, aside, metadata=metadata)

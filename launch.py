@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, List, Optional, Sequence
 
-from blip_art.cluster import cli_day
+from blip_art.cluster import cli_build, cli_day
 from blip_art.errors import UserError, exit_cleanly
 
 if TYPE_CHECKING:  # --help must not wait for imports
@@ -104,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     _processes(demo, default=2)
 
     cli_day.add_commands(commands)
+    cli_build.add_commands(commands)
     return parser
 
 

@@ -126,19 +126,30 @@ def run_resume(args: argparse.Namespace) -> int:
 
 
 def run_doctor(args: argparse.Namespace) -> int:
-    """1 if something is wrong."""
-    from blip_art.cluster.doctor import check_job, check_login, shown
-    from blip_art.cluster.site import load_site
+    """Line by line, as it is found out; 1 if something is wrong."""
+    from blip_art.cluster.checks import FAIL, check_python, shown, verdict
     from blip_art.cluster.table import terminal_width
 
-    site = load_site(args.site)
-    checks = check_login(site)
-    print(shown(checks, terminal_width()), flush=True)
-    if args.job:
-        found = check_job(site, 60 * args.wait)
-        print(shown(found, terminal_width()))
-        checks += found
-    return EXIT_FAILED if any(check.verdict == "fail" for check in checks) else 0
+    width, checks = terminal_width(), []
+    for check in check_python():
+        checks.append(check)
+        print(shown(check, width))
+    if all(check.verdict != FAIL for check in checks):
+        from blip_art.cluster.doctor import check_job, check_login
+        from blip_art.cluster.site import load_site
+
+        site = load_site(args.site)
+        for check in check_login(site):
+            checks.append(check)
+            print(shown(check, width), flush=True)
+        if args.job and all(check.verdict != FAIL for check in checks):
+            for check in check_job(site, 60 * args.wait):
+                checks.append(check)
+                print(shown(check, width), flush=True)
+        elif args.job:
+            print("no job is submitted before the lines above are mended")
+    print(verdict(checks))
+    return EXIT_FAILED if any(check.verdict == FAIL for check in checks) else 0
 
 
 def run_fetch(args: argparse.Namespace) -> int:

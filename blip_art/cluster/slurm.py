@@ -182,6 +182,13 @@ class Slurm:
             raise SlurmError(f"sbatch said '{out[:200]}' instead of a job number")
         return match[1]
 
+    def try_sbatch(self, *argv: str) -> str:
+        """What Slurm says to a job with these options, which is not submitted."""
+        done = self._call("sbatch", "--test-only", *argv, "--wrap=true")
+        if _DEAD_CONTROLLER.search(done.err):
+            raise self._failure("sbatch", done)
+        return done.err + done.out
+
     def cancel(self, job_ids: Iterable[str], signal: str = "") -> None:
         """Cancel jobs, or send their steps a signal ('USR2'); one call.
 
@@ -250,7 +257,7 @@ class Slurm:
 def _first_line(done: Completed) -> str:
     """The first thing a command complained of, without its own name."""
     lines = [line.strip() for line in (done.err or done.out).splitlines() if line.strip()]
-    said = re.sub(r"^\w+: (error: |fatal: )?", "", lines[0]) if lines else ""
+    said = re.sub(r"^\w+: (error: |fatal: )?|, retrying in .*", "", lines[0]) if lines else ""
     return said or f"exit code {done.code} and no word why"
 
 

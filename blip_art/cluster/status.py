@@ -27,7 +27,7 @@ _PARTS = frozenset(("code", "checkpoints", "predictions", "scores", "references"
                     "slurm", "report"))
 # What a run is doing, by the first of these that one of its jobs is for.
 _DOING = {"train": "running", "predict": "predicting", "follow": "scoring", "score": "scoring",
-          "collect": "collecting"}
+          "rescore": "scoring", "collect": "collecting"}
 _SILENT_S = 15 * 60
 HEADER = ("run", "state", "epoch", "loss", "SPICE", "best", "GPU-h", "why")
 _NUMBERS = (2, 3, 4, 6)
@@ -177,8 +177,9 @@ def _has_accounts(sites: Iterable[str]) -> bool:
 
 def judge(folder: Folder, answers: Answers) -> Row:
     """The row of a run: a living job decides, else its folder, else how its last job ended."""
-    live = [(job, answers.queue[job.job_id]) for job in folder.jobs
-            if job.job_id in answers.queue and answers.queue[job.job_id].alive]
+    rows = ((job, answers.queue.get(job.job_id)) for job in folder.jobs)
+    live = [(job, row) for job, row in rows if row and row.alive and not (
+        row.state == "COMPLETING" and job.job_id in folder.cancelled)]
     state, why = _live(live, folder.jobs) if live else _at_rest(folder, answers)
     hours, exact = _gpu_hours(folder, answers)
     return Row(**{**asdict(folder.row), "state": state, "why": why, "gpu_hours": hours,
@@ -193,6 +194,8 @@ def _live(live: Sequence[Tuple[Submitted, QueueRow]],
     if row.state == "PENDING":
         stuck = row.reason == "DependencyNeverSatisfied"
         return "stuck" if stuck else "pending", _why_pending(row, jobs)
+    if row.state == "COMPLETING":
+        return "ending", f"job {row.job_id} has ended, its node is being cleaned up"
     left = "" if row.left_s < 0 else f", {duration(row.left_s)} left"
     place = f" on {row.nodes}" if row.nodes else ""
     other = "" if row.state == "RUNNING" else f", {row.state.lower()}"

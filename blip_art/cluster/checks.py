@@ -1,0 +1,88 @@
+"""Lines of doctor's table: ok or not, what, how to mend it.
+
+    for check in guarded(partitions, site, slurm): print(shown(check))
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from dataclasses import dataclass
+from typing import Callable, Iterable, List, Sequence
+
+from blip_art.errors import UserError
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table."""
+
+    verdict: str
+    """ok, warn (jobs run, perhaps not as you expect) or fail (jobs will not run)."""
+    what: str
+    mend: str = ""
+
+
+def ok(what: str) -> Check:
+    """As it should be."""
+    return Check(OK, what)
+
+
+def warn(what: str, mend: str = "") -> Check:
+    """Jobs run, perhaps not as you expect."""
+    return Check(WARN, what, mend)
+
+
+def fail(what: str, mend: str = "") -> Check:
+    """Jobs will not run."""
+    return Check(FAIL, what, mend)
+
+
+def check_python() -> List[Check]:
+    """The interpreter that launch.py runs under; without these packages nothing else can be
+    asked."""
+    version = platform.python_version()
+    checks = [ok(f"Python {version}") if sys.version_info >= (3, 9) else
+              fail(f"Python {version} is too old", "3.9 or newer: 'module load python', perhaps")]
+    missing = [name for name in ("yaml", "submitit") if importlib.util.find_spec(name) is None]
+    if missing:
+        checks.append(fail(f"{sys.executable} has no {' and no '.join(missing)}",
+                           "python3 -m pip install --user submitit pyyaml"))
+    return checks
+
+
+def guarded(check: Callable[..., Iterable[Check]], *about: object) -> Iterable[Check]:
+    """A check's lines; one that cannot be made is itself a line, and the next go on."""
+    try:
+        yield from check(*about)
+    except UserError as error:
+        what, _, mend = str(error).partition("; ")
+        yield fail(what, mend)
+
+
+def shown(check: Check, width: int = 0) -> str:
+    """'fail | no partition gpu | there are: a, b', cut to the terminal only where one reads."""
+    text = " | ".join(part for part in (f"{check.verdict:4}", check.what, check.mend) if part)
+    return text if not width or len(text) <= width else _wrapped(check, width)
+
+
+def _wrapped(check: Check, width: int) -> str:
+    """The same with its second half on lines of its own, for nothing of it may be lost."""
+    import textwrap
+
+    lines = textwrap.wrap(check.what, max(20, width - 7)) + [
+        f"→ {line}" if not number else f"  {line}"
+        for number, line in enumerate(textwrap.wrap(check.mend, max(20, width - 9)))]
+    return "\n".join([f"{check.verdict:4} | {lines[0]}", *(f"     | {one}" for one in lines[1:])])
+
+
+def verdict(checks: Sequence[Check]) -> str:
+    """The last line."""
+    failed = sum(check.verdict == FAIL for check in checks)
+    warned = sum(check.verdict == WARN for check in checks)
+    if not failed:
+        return f"{len(checks)} looked at, jobs can run" + f"; {warned} to know about" * (warned > 0)
+    return f"{failed} of {len(checks)} must be mended before jobs run"

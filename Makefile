@@ -12,7 +12,7 @@ REQUIREMENTS := requirements.txt requirements-dev.txt
 # Named after the pins: other pins are another file, which is then not there yet.
 INSTALLED := $(VENV)/installed-$(shell cat $(REQUIREMENTS) | sha256sum | cut -c1-12)
 
-.PHONY: demo test check setup clean help
+.PHONY: demo test check cluster-test image setup clean help
 
 demo: setup ## the whole pipeline on drawn pictures; prints the path of its page
 	@$(PYTHON) launch.py demo
@@ -20,9 +20,18 @@ demo: setup ## the whole pipeline on drawn pictures; prints the path of its page
 test: setup ## all tests
 	@$(PYTHON) -m pytest
 
-check: $(INSTALLED) ## style (ruff) and types (mypy)
+check: $(INSTALLED) ## style (ruff, shellcheck) and types (mypy)
 	@$(PYTHON) -m ruff check
-	@$(PYTHON) -m mypy
+	$(PYTHON) -m mypy
+	if command -v shellcheck >/dev/null; then
+	    shellcheck .ci/* singularity/*.sh slurm/*.s*
+	fi
+
+cluster-test: setup ## tests on a real Slurm with a real Apptainer: needs root and .ci/packages.sh
+	@$(PYTHON) -m pytest tests/cluster
+
+image: $(INSTALLED) ## the image that jobs run in, blip_art.sif; needs Apptainer
+	@$(PYTHON) launch.py image build
 
 setup: $(INSTALLED) ## virtual environment, pinned packages, CoreNLP; seconds when done before
 	@$(PYTHON) -m blip_art.score fetch

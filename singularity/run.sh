@@ -23,7 +23,8 @@ done
 scratch=${SCRATCH:-${TMPDIR:-/tmp}}
 while [[ $scratch =~ \$\{?([A-Za-z_][A-Za-z_0-9]*)\}? ]]; do
     name=${BASH_REMATCH[1]}
-    scratch=${scratch/"${BASH_REMATCH[0]}"/"${!name:?is in SCRATCH and not set on this node}"}
+    [[ -n ${!name:-} ]] || fail "SCRATCH is $scratch and $(hostname) has no $name"
+    scratch=${scratch/"${BASH_REMATCH[0]}"/"${!name}"}
 done
 TMPDIR=$scratch/blip_art-${USER:-$(id -un)}-${SLURM_JOB_ID:-$$}
 (umask 077 && mkdir -p "$TMPDIR") || fail "cannot write to scratch folder $scratch on $(hostname);" \
@@ -36,10 +37,10 @@ export PYTHONDONTWRITEBYTECODE=1
 export PYTHONNOUSERSITE=1 LC_ALL=C.UTF-8 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 unset PYTHONHOME LD_PRELOAD
 
-# Never --cleanenv, which drops SLURM_*. A folder's name may hold what separates binds.
-bind() { printf '%s' "$1" | sed 's/[,:\\]/\\&/g'; }
-argv=("$container" exec --pwd "$PWD" --bind "$(bind "$PWD"),$(bind "$TMPDIR")")
-[[ $(pwd -P) == "$PWD" ]] || argv+=(--bind "$(bind "$(pwd -P)")")
+# Never --cleanenv, which drops SLURM_*. --mount, because --bind splits names at commas and colons.
+mount() { printf 'type=bind,"src=%s","dst=%s"' "${1//\"/\"\"}" "${1//\"/\"\"}"; }
+argv=("$container" exec --pwd "$PWD" --mount "$(mount "$PWD")" --mount "$(mount "$TMPDIR")")
+[[ $(pwd -P) == "$PWD" ]] || argv+=(--mount "$(mount "$(pwd -P)")")
 [[ -z ${BINDS:-} ]] || argv+=(--bind "$BINDS")
 [[ -z ${OVERLAY:-} ]] || argv+=(--overlay "$OVERLAY:ro")
 [[ ${NV:-1} != 1 || ! -e /dev/nvidiactl ]] || argv+=(--nv)

@@ -56,5 +56,5 @@ def count(folder: Path) -> Tuple[int, int]:
 def how_to_mount(packed: Path, folder: Path) -> str:
     """What to write where, so that configurations need not change."""
     return (f"to let jobs see it in the folder's place, add to the site profile:\n"
-            f"  binds:\n    - {packed}:{folder.resolve()}:image-src=/\n"
-            f"when they do, the folder's files can be deleted; keep the empty folder")
+            f"  binds:\n    - {packed}:{folder.resolve()}:image-src=/,ro\n"
+            "when they do, the folder itself can be deleted")

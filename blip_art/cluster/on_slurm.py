@@ -20,6 +20,7 @@ from blip_art.cluster.batch import (
     sweep_stages,
     train_stages,
 )
+from blip_art.cluster.container import check_image, check_overlay, image_identity
 from blip_art.cluster.plan import collect_job, score_job, train_job
 from blip_art.cluster.record import read_jobs
 from blip_art.cluster.site import ENVIRONMENT, Site, load_site
@@ -27,7 +28,7 @@ from blip_art.cluster.slurm import Slurm
 from blip_art.cluster.snapshot import take_snapshot
 from blip_art.cluster.submit import Submission, shown, submit, tell
 from blip_art.errors import UserError
-from blip_art.files import RunDir, write_json
+from blip_art.files import RunDir, read_json, write_json
 
 EXAMPLE = "configs/sites/v100.yaml"
 # A run folder has room for one of these at a time.
@@ -87,7 +88,10 @@ def sweep(args: argparse.Namespace, repo: Path) -> int:
     if args.dry_run:
         print(shown(stages, to), end="")
         return 0
+    identity = container_of(site)
     take_snapshot(repo, code)
+    for member in todo:
+        _note(member.run, identity)
     write_json(folder / "sweep.json", {"file": os.path.abspath(plan.path), "runs": [
         {"run": str(m.run.path), "overrides": list(m.overrides)} for m in members]}, indent=1)
     tell(submit(stages, to), RunDir(folder))
@@ -148,9 +152,32 @@ def _go(args: argparse.Namespace, repo: Path, site: Site, run: RunDir,
         if active:
             raise UserError(f"{run.path} is already in the queue as job {active[run.path]}; "
                             f"'launch.py cancel {run.path}' first, or choose another --run")
+    identity = container_of(site)
     take_snapshot(repo, run.code)
+    _note(run, identity)
     tell(submit(stages, to), run)
     return 0
+
+
+def container_of(site: Site) -> Dict[str, Any]:
+    """What the manifest says of image and overlay.
+
+    Raises:
+        UserError: one of them is absent or broken, or somebody writes to the overlay.
+    """
+    found: Dict[str, Any] = {}
+    if site.container:
+        check_image(site.image)
+        found["image"] = image_identity(site.image)
+    if site.container and site.overlay:
+        check_overlay(site.overlay)
+        found["overlay"] = image_identity(site.overlay)
+    return found
+
+
+def _note(run: RunDir, identity: Dict[str, Any]) -> None:
+    manifest = read_json(run.manifest) if run.manifest.exists() else {}
+    write_json(run.manifest, {**manifest, **identity}, indent=1)
 
 
 def _command() -> List[str]:

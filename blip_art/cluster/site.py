@@ -169,6 +169,8 @@ def _check(site: Site) -> None:
         need(getattr(site, key) >= 0, key, "0 or more")
     need(site.signal_delay_s < 60 * min(site.time_min, site.cpu_time_min), "signal_delay_s",
          "less than the time limits, or jobs would be told to save as they start")
+    need(not site.overlay.endswith((":rw", ":ro")), "overlay",
+         "a path without ':rw' or ':ro': jobs only read it, or they would lock each other out")
     for key in ("sbatch", "cpu_sbatch"):
         need(not any(word.startswith("-") for word in getattr(site, key)), key,
              "keys without dashes")

@@ -203,5 +203,6 @@ def resubmit(run: RunDir) -> Sequence[str]:
 def tell(numbers: Dict[str, str], run: RunDir) -> None:
     """What was submitted, and what to do next, on stderr."""
     jobs = ", ".join(f"{stage} {number}" for stage, number in numbers.items())
-    print(f"submitted: {jobs}\n  launch.py status {run.path}     launch.py logs -f {run.path}"
-          f"     launch.py cancel {run.path}", file=sys.stderr)
+    folder = shlex.quote(str(run.path))
+    print(f"submitted: {jobs}\n  launch.py status {folder}     launch.py logs -f {folder}"
+          f"     launch.py cancel {folder}", file=sys.stderr)

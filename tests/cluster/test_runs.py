@@ -1,0 +1,223 @@
+"""Trainings on a real Slurm in a real image: to the end, stopped in every way, wrong in every way.
+
+    python -m pytest tests/cluster/test_runs.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blip_art.files import RunDir, read_json, read_jsonl
+from tests.cluster.conftest import Cluster
+from tests.cluster.jobs import EPOCHS, Runs, last_weights, state_of
+
+SOAK = int(os.environ.get("BLIP_ART_SOAK", "1"))
+each_time = pytest.mark.parametrize("time", range(SOAK))
+
+
+@pytest.fixture(scope="module")
+def runs(cluster: Cluster) -> Runs:
+    return Runs(cluster)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(runs: Runs) -> RunDir:
+    run = runs.train("it's undisturbed", scored=True)
+    runs.wait(run)
+    return run
+
+
+def test_training_is_scored_beside_it_and_reported(runs: Runs, undisturbed: RunDir) -> None:
+    runs.wait_until_gone(undisturbed)
+    assert len(undisturbed.scored()) == len(undisturbed.predicted()) == EPOCHS, runs.said(
+        undisturbed)
+    assert set(read_json(undisturbed.scores("val", 0))["metrics"]) >= {"SPICE", "METEOR", "CIDEr"}
+    follower = next(undisturbed.slurm.glob("follow_*.log")).read_text()
+    assert f"{EPOCHS} of {EPOCHS} epochs are scored" in follower
+    assert "SPICE" in (undisturbed.path / "report" / "index.html").read_text()
+    manifest = read_json(undisturbed.manifest)
+    assert (manifest["ranks"], manifest["restarts"]) == (4, 0)
+    assert manifest["job"]["SLURM_JOB_ID"] == runs.job(undisturbed)
+    assert manifest["image"]["header_sha256"]
+
+
+@each_time
+def test_a_signal_saves_and_queues_again(runs: Runs, undisturbed: RunDir, time: int) -> None:
+    run = runs.train(f"signal{time}")
+    runs.wait_for_checkpoint(run)
+    runs.cluster.run(["scancel", "--signal=USR2", runs.job(run)])
+    goes_on_as_if_undisturbed(runs, run, undisturbed)
+
+
+@each_time
+def test_a_time_limit_saves_and_queues_again(runs: Runs, undisturbed: RunDir, time: int) -> None:
+    run = runs.train(f"limit{time}", "train.epochs=30", time_min=2, signal_delay_s=85)
+    runs.cluster.wait(lambda: runs.starts(run) > 1, 200, "a second start")
+    runs.cluster.run(["scancel", runs.job(run)])
+    runs.wait_until_gone(run)
+    assert read_jsonl(run.train_log)[0]["loss"] > 0
+    batch = next(run.slurm.glob("submitit/*_0_log.out")).read_text()
+    assert "was stopped: SIGUSR2" in batch
+    assert "is queued again (restart 1 of at most 20)" in batch
+
+
+@each_time
+def test_preemption_saves_and_goes_on_later(runs: Runs, undisturbed: RunDir, time: int) -> None:
+    run = runs.train(f"preempted{time}", partition="preempt")
+    runs.wait_for_checkpoint(run)
+    urgent = ["sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--time=1",
+              "--output=/dev/null", "--wrap=sleep 5"]
+    assert runs.cluster.run(urgent).returncode == 0
+    goes_on_as_if_undisturbed(runs, run, undisturbed)
+
+
+@each_time
+def test_a_dead_node_costs_what_was_not_saved(runs: Runs, undisturbed: RunDir, time: int) -> None:
+    run = runs.train(f"node{time}")
+    runs.wait_for_checkpoint(run)
+    node = runs.cluster.run(["squeue", "-h", "-j", runs.job(run), "-o", "%N"]).stdout.strip()
+    runs.cluster.kill_node(node)
+    runs.cluster.wait(lambda: runs.queue("-j", runs.job(run), "-t", "PENDING"), 120, "requeue")
+    runs.cluster.start_node(node)
+    goes_on_as_if_undisturbed(runs, run, undisturbed)
+
+
+def goes_on_as_if_undisturbed(runs: Runs, run: RunDir, undisturbed: RunDir) -> None:
+    runs.wait(run)
+    assert runs.starts(run) == 2
+    assert last_weights(run) == last_weights(undisturbed)
+    losses = [[row["loss"] for row in read_jsonl(one.train_log)] for one in (run, undisturbed)]
+    assert losses[0] == losses[1]
+
+
+def test_two_nodes_train_as_one(runs: Runs) -> None:
+    run = runs.train("nodes", "--nodes", "2", "train.epochs=1")
+    runs.wait(run)
+    assert read_json(run.manifest)["ranks"] == 8
+
+
+def test_a_task_a_gpu_gives_the_same_weights(runs: Runs, undisturbed: RunDir) -> None:
+    run = runs.train("tasks", layout="gpu")
+    runs.wait(run)
+    assert last_weights(run) == last_weights(undisturbed)
+
+
+def test_a_cancelled_run_stays_cancelled(runs: Runs) -> None:
+    run = runs.train("cancelled", "train.epochs=50")
+    runs.wait_for_checkpoint(run)
+    runs.cluster.run(["scancel", runs.job(run)])
+    runs.wait_until_gone(run)
+    assert state_of(run) == "stopped"
+    assert "not queued again" in runs.said(run)
+
+
+def test_a_sweep_is_an_array_that_is_submitted_once(runs: Runs) -> None:
+    sweep = runs.folder / "sweep.yaml"
+    sweep.write_text("config: mini/config.yaml\nparallel: 2\ngrid: {train.lr: [1e-3, 2e-3, 3e-3]}\n"
+                     "seeds: [1, 2]\nset: {train.epochs: 1, train.batch_size: 2}\n")
+    words: list[str | Path] = ["sweep", sweep, "--gpus", "2"]
+    first = runs.launch(*words)
+    assert "6 runs; 6 to submit, 0 in the queue, 0 trained" in first.stderr, first.stderr
+    again = runs.launch(*words)
+    assert "6 runs; 0 to submit, 6 in the queue" in again.stderr
+    members = [RunDir(path.parent) for path in (runs.folder / "runs/sweep").glob("*/slurm")
+               if path.parent.name != "code"]
+    members = [run for run in members if run.jobs.exists()]
+    assert len(members) == 6
+    broken = members[0]
+    runs.cluster.run(["scancel", runs.job(broken)])
+    most = 0
+    def over() -> bool:
+        nonlocal most
+        running = runs.queue("-t", "RUNNING", "-p", "gpu")
+        most = max(most, len(running))
+        return not runs.queue("-n", "train-sweep,score-sweep,collect-sweep")
+    runs.cluster.wait(over, 400, "the sweep's end")
+    assert most == 2
+    finished = [run for run in members if state_of(run) == "finished"]
+    assert len(finished) == 5, runs.said(members[1])
+    assert all(run.scored() for run in finished)
+    third = runs.launch(*words)
+    assert "6 runs; 1 to submit, 0 in the queue, 5 trained" in third.stderr, third.stderr
+    runs.wait(broken)
+
+
+def test_sbatch_by_hand_uses_the_same_run_folder(runs: Runs) -> None:
+    cluster = runs.cluster
+    config = runs.folder / "by_hand.yaml"
+    config.write_text((runs.folder / "mini/config.yaml").read_text().replace("mini\n", "by_hand\n",
+                                                                             1))
+    runs.own(config)
+    done = cluster.run(
+        ["sbatch", "--cpus-per-task=4", "--mem=16G", "--time=10", "--gres=gpu:v100:2",
+         "slurm/train.sbatch", config, "train.epochs=1"], cluster.checkout,
+        {"SIF": str(cluster.image), "OVERLAY": str(cluster.overlay)})
+    assert done.returncode == 0, done.stderr
+    run = RunDir(cluster.checkout / "runs" / "by_hand")
+    runs.wait(run)
+    runs.wait_until_gone(run)
+    assert read_json(run.manifest)["ranks"] == 2
+    done = cluster.run(["sbatch", "--wait", "--cpus-per-task=2", "--mem=8G", "--time=10",
+                        "--partition=cpu", "slurm/score.sbatch", "runs/by_hand"], cluster.checkout,
+                       {"SIF": str(cluster.image), "OVERLAY": str(cluster.overlay)})
+    assert done.returncode == 0, runs.said(run)
+    assert run.scores("val", 0).exists()
+
+
+@pytest.mark.parametrize(("site", "message"), [
+    ({"account": "nobody"}, "Invalid account"),
+    ({"partition": "fast"}, "invalid partition"),
+    ({"mem_gb": 9000}, "cpus_per_gpu or mem_gb"),
+    ({"image": "/nowhere/a.sif"}, "no image at /nowhere/a.sif"),
+])
+def test_what_slurm_would_refuse_is_one_line(runs: Runs, site: dict[str, Any],
+                                             message: str) -> None:
+    done = runs.launch("train", "mini/config.yaml", "--run", "runs/refused", **site)
+    assert done.returncode == 2, done.stderr
+    assert message.lower() in done.stderr.lower()
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_variables_of_an_outer_job_do_not_leak(runs: Runs) -> None:
+    leaked = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "64", "SBATCH_PARTITION": "cpu",
+              "SLURM_MEM_PER_CPU": "100", "SLURM_TASKS_PER_NODE": "7"}
+    done = runs.cluster.launch("train", "mini/config.yaml", "--run", "runs/leaked", "--no-score",
+                               "--cluster", "slurm", "--site", runs.cluster.site,
+                               "train.epochs=1", cwd=runs.folder, env=leaked)
+    assert done.returncode == 0, done.stderr
+    runs.wait(RunDir(runs.folder / "runs/leaked"))
+
+
+def test_a_full_scratch_is_named(runs: Runs, tmp_path: Path) -> None:
+    done = runs.launch("train", "mini/config.yaml", "--run", "runs/full", "--no-score",
+                       scratch="/proc/nowhere")
+    assert done.returncode == 0, done.stderr
+    run = RunDir(runs.folder / "runs/full")
+    runs.wait_until_gone(run)
+    assert "cannot write to scratch folder /proc/nowhere" in runs.said(run)
+
+
+def test_two_hundred_runs_are_submitted_with_three_calls(runs: Runs) -> None:
+    counted = runs.folder / "bin"
+    counted.mkdir(exist_ok=True)
+    log = runs.folder / "calls"
+    for name in ("sbatch", "squeue", "sacct", "scontrol", "scancel"):
+        script = counted / name
+        script.write_text(f'#!/bin/sh\necho {name} >> {log}\nexec /usr/bin/{name} "$@"\n')
+        script.chmod(0o755)
+    sweep = runs.folder / "many.yaml"
+    sweep.write_text(f"config: mini/config.yaml\nseeds: {json.dumps(list(range(200)))}\n")
+    runs.own(runs.folder)
+    path = f"{counted}:{runs.cluster.environment()['PATH']}"
+    done = runs.cluster.launch("sweep", sweep, "--cluster", "slurm", "--site", runs.cluster.site,
+                               cwd=runs.folder, env={"PATH": path})
+    try:
+        assert done.returncode == 0, done.stderr
+        assert log.read_text().split() == ["sbatch"] * 3
+    finally:
+        runs.cluster.run(["scancel", "--name=train-many,score-many,collect-many"])

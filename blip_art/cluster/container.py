@@ -92,8 +92,8 @@ def holders_of(path: PathLike, proc: Path = Path("/proc")) -> List[Holder]:
         with contextlib.suppress(OSError):
             if folder.name != str(os.getpid()) and any(
                     _same(link, wanted) for link in (folder / "fd").iterdir()):
-                words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-                found.append(Holder(int(folder.name), words[:60]))
+                words = (folder / "cmdline").read_text(errors="replace").replace("\0", " ")
+                found.append(Holder(int(folder.name), " ".join(words.split())[:60]))
     return found
 
 

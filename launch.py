@@ -32,6 +32,8 @@ examples:
   ./launch.py collect runs/* -o report                tables, curves and one page
   ./launch.py train configs/caption_art.yaml --cluster slurm --site configs/sites/mine.yaml
   ./launch.py sweep configs/sweeps/lr.yaml --cluster slurm     again: what is missing or failed
+  ./launch.py status; ./launch.py logs -f runs/caption_art; ./launch.py cancel runs/caption_art
+  ./launch.py image build; ./launch.py overlay build; ./launch.py fetch; ./launch.py doctor --job
 
 Every stage reads and writes files in a run folder (runs/NAME) and can be run alone.
 Commands end with 0 (done), 1 (failed), 2 (your input: one line says how to mend it)

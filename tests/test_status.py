@@ -133,7 +133,7 @@ def test_without_sacct_gpu_hours_are_reckoned_and_marked(tmp_path: Path) -> None
     run = make_run(tmp_path / "art", "finished", 4, job="12")
     rows, notes = survey([run], answers(squeue=Completed(0), sacct=NO_ACCOUNTS))
     assert (rows[0].gpu_hours, rows[0].gpu_hours_exact) == (4.0, False)
-    assert "~4.0" in shown(rows)
+    assert "~4.00" in shown(rows)
     assert "accounting storage is disabled" in notes[0]
 
 

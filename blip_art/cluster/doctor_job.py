@@ -9,7 +9,6 @@ Each rank writes rank_N.json: what it found, then whether a signal reached it. `
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -25,15 +24,8 @@ from typing import Iterable, List, Optional
 
 from blip_art.cluster.checks import Check, fail, guarded, ok, warn
 from blip_art.errors import EXIT_FAILED
-from blip_art.files import write_json, write_text
+from blip_art.files import write_json
 
-# Values of pycocoevalcap on these two pictures.
-REFERENCES = [{"image_id": "1", "caption": "a man riding a horse on a beach"},
-              {"image_id": "1", "caption": "a man on a brown horse"},
-              {"image_id": "2", "caption": "a small lion sleeping under a green tree"}]
-CAPTIONS = [{"image_id": "1", "caption": "a man riding a brown horse"},
-            {"image_id": "2", "caption": "a lion under a tree"}]
-GOLDEN = {"Bleu_4": 0.3722172860, "CIDEr": 3.0789259317, "SPICE": 0.4949494949}
 SCORING_LIMIT_S = 180
 SIGNAL_LIMIT_S = 90.0
 ARCHITECTURE = "sm_70"
@@ -164,36 +156,24 @@ def internet(args: argparse.Namespace) -> Iterable[Check]:
 
 
 def score(args: argparse.Namespace) -> Iterable[Check]:
-    """Java, CoreNLP and the metrics: two pictures whose scores are known."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for stem, rows in (("references", REFERENCES), ("captions", CAPTIONS)):
-            write_text(folder / stem, json.dumps(rows))
-        argv = [sys.executable, "-m", "blip_art.score", str(folder / "references"),
-                str(folder / "captions"), "--metrics", "bleu,cider,spice", "--json", "-"]
+    """Java, CoreNLP and the metrics: captions whose scores are known."""
+    with tempfile.TemporaryDirectory() as folder:
+        argv = [sys.executable, "-m", "blip_art.cluster.golden", folder]
+        # Its own parses: a run's need not be reachable for this.
+        environment = {**os.environ, "BLIP_ART_PARSES": str(Path(folder, "parses"))}
         began = time.monotonic()
         try:
-            # Its own parses: the run's need not be reachable for this.
             done = subprocess.run(argv, capture_output=True, text=True, check=False,
                                   timeout=SCORING_LIMIT_S, stdin=subprocess.DEVNULL,
-                                  env={**os.environ, "BLIP_ART_PARSES": str(folder / "parses")})
+                                  env=environment)
         except subprocess.TimeoutExpired:
-            yield fail(f"scoring two captions took over {SCORING_LIMIT_S} s",
+            yield fail(f"scoring four captions took over {SCORING_LIMIT_S} s",
                        "look at Java: 'launch.py overlay verify'")
             return
-    seconds = time.monotonic() - began
-    try:
-        metrics = json.loads(done.stdout)["metrics"]
-    except (ValueError, KeyError):
-        said = done.stderr.strip().split("\n")[-1]
-        yield fail(f"scoring fails: {said}", "'launch.py overlay build' puts the scorers and "
-                                             "Java into the overlay")
-        return
-    wrong = {key: metrics.get(key) for key, value in GOLDEN.items()
-             if abs(metrics.get(key, -1) - value) > 1e-6}
-    yield ok(f"BLEU, CIDEr and SPICE as they should be ({seconds:.0f} s with Java's start)") \
-        if not wrong else fail(f"scores are wrong: {wrong}, not {GOLDEN}",
-                               "build the overlay again: 'launch.py overlay build'")
+    said = (done.stdout + done.stderr).strip().split("\n")[-1].replace("error: ", "")
+    yield ok(f"{said} ({time.monotonic() - began:.0f} s, with Java's start)") \
+        if not done.returncode else fail(f"scoring: {said}", "'launch.py overlay build' puts the "
+                                         "scorers and Java into the overlay")
 
 
 def kernels(args: argparse.Namespace) -> Iterable[Check]:

@@ -255,7 +255,7 @@ def _last_ended(folder: Folder, answers: Answers) -> Tuple[str, str]:
 
 def cancelled_note(run: RunDir) -> Path:
     """Ids of jobs that were cancelled on purpose: without sacct nobody else remembers."""
-    return run.slurm / "cancelled"
+    return run.slurm / "cancelled_jobs"
 
 
 def cancelled_jobs(run: RunDir) -> FrozenSet[str]:
@@ -370,7 +370,7 @@ def _number(value: Optional[float]) -> str:
 
 
 def _hours(value: Optional[float], exact: bool) -> str:
-    return "" if value is None else f"{'' if exact else '~'}{value:.1f}"
+    return "" if value is None else f"{'' if exact else '~'}{value:.{1 if value >= 10 else 2}f}"
 
 
 def _totals(rows: Sequence[Row]) -> str:

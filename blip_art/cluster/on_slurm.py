@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import sys
+import time
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, Iterator, List, Sequence
 
 from blip_art.cluster import sweep as sweeps
 from blip_art.cluster.batch import (
@@ -29,8 +31,10 @@ from blip_art.cluster.snapshot import take_snapshot
 from blip_art.cluster.submit import Submission, shown, submit, tell
 from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json, write_json
+from blip_art.score.lock import owner, taken
 
 EXAMPLE = "configs/sites/v100.yaml"
+PATIENCE_S = 120.0
 # A run folder has room for one of these at a time.
 _EXCLUSIVE = ("train", "predict")
 
@@ -69,10 +73,15 @@ def collect(args: argparse.Namespace, repo: Path, runs: Sequence[RunDir], out: P
 def sweep(args: argparse.Namespace, repo: Path) -> int:
     """Every run that is missing or failed, as one array; then all scores and a report."""
     plan = sweeps.load_sweep(args.sweep)
-    members = plan.members()
-    folder = members[0].run.path.parent
+    folder = plan.members()[0].run.path.parent
     site = site_of(args, repo)
-    code = folder / "code"
+    with contextlib.nullcontext() if args.dry_run else _alone(folder):
+        return _sweep(args, repo, plan, site, folder)
+
+
+def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
+           folder: Path) -> int:
+    members, code = plan.members(), folder / "code"
     active = set() if args.dry_run else active_jobs([member.run for member in members])
     todo = [m for m in members
             if m.run.path not in active and not sweeps.finished(m.run)]
@@ -82,11 +91,9 @@ def sweep(args: argparse.Namespace, repo: Path) -> int:
           f"{len(members) - len(todo) - len(active)} trained", file=sys.stderr)
     place = slurm_place(site, code.resolve(), args.processes)
     stages = _sweep_stages(args, plan, place, members, todo, unscored, folder / "report")
-    if not stages:
-        return 0
     to = Submission(site, code, folder / "slurm", _command())
-    if args.dry_run:
-        print(shown(stages, to), end="")
+    if args.dry_run or not stages:
+        print(shown(stages, to) if stages else "", end="")
         return 0
     identity = container_of(site)
     take_snapshot(repo, code)
@@ -147,16 +154,33 @@ def _go(args: argparse.Namespace, repo: Path, site: Site, run: RunDir,
     if args.dry_run:
         print(shown(stages, to), end="")
         return 0
-    if any(stage.name in _EXCLUSIVE for stage in stages):
-        active = active_jobs([run])
-        if active:
-            raise UserError(f"{run.path} is already in the queue as job {active[run.path]}; "
-                            f"'launch.py cancel {run.path}' first, or choose another --run")
-    identity = container_of(site)
-    take_snapshot(repo, run.code)
-    _note(run, identity)
-    tell(submit(stages, to), run)
+    with _alone(run.path):
+        if any(stage.name in _EXCLUSIVE for stage in stages):
+            active = active_jobs([run])
+            if active:
+                raise UserError(f"{run.path} is already in the queue as job {active[run.path]}; "
+                                f"'launch.py cancel {run.path}' first, or choose another --run")
+        identity = container_of(site)
+        take_snapshot(repo, run.code)
+        _note(run, identity)
+        tell(submit(stages, to), run)
     return 0
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One submission of a folder at a time: the second then finds the first one's jobs."""
+    path = folder / "slurm" / ".submitting"
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        with taken(path) as ours:
+            if ours:
+                yield
+                return
+        if time.monotonic() > deadline:
+            raise UserError(f"{owner(path) or 'another process'} is submitting {folder} for more "
+                            f"than {PATIENCE_S:.0f} s; wait for it, or end it")
+        time.sleep(0.2)
 
 
 def container_of(site: Site) -> Dict[str, Any]:

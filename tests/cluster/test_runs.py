@@ -147,6 +147,19 @@ def test_a_sweep_is_an_array_that_is_submitted_once(runs: Runs) -> None:
     runs.wait(broken)
 
 
+def test_a_sweep_started_twice_at_once_is_submitted_once(runs: Runs) -> None:
+    cluster, sweep = runs.cluster, runs.folder / "twice.yaml"
+    sweep.write_text("config: mini/config.yaml\nseeds: [1, 2]\nset: {train.epochs: 1}\n")
+    started = [cluster.popen([cluster.python, cluster.checkout / "launch.py", "sweep", sweep,
+                              "--cluster", "slurm", "--site", cluster.site], runs.folder)
+               for _ in range(2)]
+    said = sorted(process.communicate(timeout=120)[0] for process in started)
+    assert "2 runs; 0 to submit, 2 in the queue" in said[0], said
+    assert "2 runs; 2 to submit, 0 in the queue" in said[1]
+    assert len(runs.queue("-n", "train-twice")) == 2
+    cluster.run(["scancel", "--name=train-twice,score-twice,collect-twice"])
+
+
 def test_sbatch_by_hand_uses_the_same_run_folder(runs: Runs) -> None:
     cluster = runs.cluster
     config = runs.folder / "by_hand.yaml"

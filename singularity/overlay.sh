@@ -28,4 +28,5 @@ inside /ext3/venv/bin/python -m pip install --quiet --disable-pip-version-check 
 inside /ext3/venv/bin/python -m blip_art.score fetch
 # The first scores also make what later ones only read.
 inside /ext3/venv/bin/python -m blip_art.cluster.golden "$work"
+chmod +r "$aside" # as the umask says; Apptainer makes it for the owner alone
 mv "$aside" "$1"

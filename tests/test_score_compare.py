@@ -92,7 +92,7 @@ def test_other_pictures_are_refused(folder: Path, tmp_path: Path) -> None:
     ({"references": {"sha256": "0"}}, "different references of the same pictures"),
     ({"references": None}, "does not say what its references were.*score it again"),
     ({"metrics": {"SPICE": 1.0}}, "does not have every metric for every picture"),
-    ({"bleu_counts": {}}, "has BLEU but not the counts"),
+    ({"bleu_counts": {}}, "has Bleu_1 but not the counts"),
     ({"per_image": []}, "is no score file"),
     ({"metrics": {}}, "no metric to compare: A has Bleu_1.*B none")])
 def test_files_that_do_not_compare_are_refused(

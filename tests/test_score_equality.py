@@ -21,6 +21,7 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from blip_art.score import corenlp, java
 from blip_art.score.engine import Engine
+from blip_art.score.meteor_formula import meteor_counts, meteor_of
 from blip_art.score.scoring import Scores, score_with
 from tests.score_data import MANY_ART_PAIRS, MANY_PICTURES, SPICE_PICTURES, coco_pairs
 
@@ -32,7 +33,8 @@ PUBLISHED = {
 # What trips tokenizers; none has a line break, which pycocoevalcap cannot take.
 ODD = ["", "   ", ".", "T.V.", "A cat & a dog's \"tail\" -- 50% off; it's 1/2 #1!",
        "\U0001f600 a smile \U0001f600", "Caf\u00e9 \u2014 na\u00efve \u4e2d\u6587", "a ||| b",
-       "(see http://x.org/a?b=c)", "word " * 60, "tab\there", "*NL*", "cannot gonna he'll"]
+       "(see http://x.org/a?b=c)", "word " * 60, "tab\there", "*NL*", "cannot gonna he'll",
+       "a man's t-shirt doesn't fit -- o'clock", "a-b-c 'tis two-thirds ~ of it"]
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +48,13 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         yield engine
 
 
-@pytest.fixture
-def java_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pycocoevalcap starts `java`."""
+@pytest.fixture(scope="module")
+def their_meteor() -> Iterator[Meteor]:
+    """pycocoevalcap's own class, and on PATH the `java` that it starts."""
     home = java.find_java_home("", os.environ)
-    monkeypatch.setenv("PATH", f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}")
+        yield Meteor()
 
 
 def split(pairs: dict[str, tuple[str, list[str]]]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -69,8 +73,8 @@ def test_published_values(engine: Engine) -> None:
     assert scores.metrics == pytest.approx(PUBLISHED, abs=1e-12)
 
 
-@pytest.mark.usefixtures("java_on_path")
-def test_pycocoevalcaps_classes_agree_on_odd_captions_too(engine: Engine) -> None:
+def test_pycocoevalcaps_classes_agree_on_odd_captions_too(
+        engine: Engine, their_meteor: Meteor) -> None:
     pairs = coco_pairs(range(30000, 30030))
     pairs.update({f"odd {number}": (text, ["a cat and a dog", text])
                   for number, text in enumerate(ODD)})
@@ -80,7 +84,7 @@ def test_pycocoevalcaps_classes_agree_on_odd_captions_too(engine: Engine) -> Non
                            for key, texts in references.items()})
     captions = tokenize({key: [{"caption": text}] for key, text in captions.items()})
     expected: dict[str, Any] = {}
-    for metric, names in ((Bleu(4), "Bleu_1 Bleu_2 Bleu_3 Bleu_4"), (Meteor(), "METEOR"),
+    for metric, names in ((Bleu(4), "Bleu_1 Bleu_2 Bleu_3 Bleu_4"), (their_meteor, "METEOR"),
                           (Rouge(), "ROUGE_L"), (Cider(), "CIDEr")):
         corpus, each = metric.compute_score(references, captions)
         if isinstance(metric, Bleu):
@@ -93,6 +97,20 @@ def test_pycocoevalcaps_classes_agree_on_odd_captions_too(engine: Engine) -> Non
         assert scores.metrics[name] == pytest.approx(value, abs=1e-9), name
         mine = [scores.per_image[key][name] for key in references]
         assert mine == pytest.approx(values, abs=1e-9), name
+
+
+@pytest.mark.parametrize("draw", [[3] * 5, [*range(20), 2, 2, 39, 39], list(range(0, 40, 3))])
+def test_meteor_of_any_draw_follows_from_the_counts(
+        engine: Engine, their_meteor: Meteor, draw: list[int]) -> None:
+    """The last two captions are one of their references, and a word of it."""
+    captions = coco_pairs(range(100, 140))
+    pairs = [([caption.lower().strip(".")], texts) for caption, texts in captions.values()]
+    pairs[-2:] = [(["a small dog"], ["a small dog", "a cat"]), (["dog"], ["a small dog"])]
+    corpus, each = their_meteor.compute_score({n: pairs[place][1] for n, place in enumerate(draw)},
+                                              {n: pairs[place][0] for n, place in enumerate(draw)})
+    counts = meteor_counts(engine.meteor([text for [text], _ in pairs], [t for _, t in pairs]))
+    assert meteor_of(counts[draw].sum(axis=0)) == pytest.approx(corpus, abs=1e-12)
+    assert meteor_of(counts[draw]) == pytest.approx(each, abs=1e-12)
 
 
 def test_spice_counts_are_pycocoevalcaps(engine: Engine) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pycocoevalcap.bleu.bleu import Bleu
 
 from blip_art.config import config_from_dict
 from blip_art.errors import UserError
@@ -21,21 +20,10 @@ from blip_art.score.baselines import (
     oracle_captions,
     training_list,
 )
-from blip_art.score.bootstrap import Sample, bleu_counts, corpus_bleu, differences, intervals
+from blip_art.score.bootstrap import Sample, differences, intervals
 from blip_art.score.coco import Pairs
 from blip_art.score.record import describe_captions, describe_references, references_hash
 from blip_art.score.shown import sentence
-from tests.score_data import coco_pairs
-
-PAIRS = coco_pairs(range(200))
-
-
-def pycocoevalcap_bleu(keys: list[str]) -> list[float]:
-    numbered = dict(enumerate(keys))
-    values, _ = Bleu(4).compute_score({n: PAIRS[key][1] for n, key in numbered.items()},
-                                      {n: [PAIRS[key][0]] for n, key in numbered.items()},
-                                      verbose=0)
-    return [float(value) for value in values]
 
 
 def normal(pictures: int, mean: float = 0.0, seed: int = 1) -> dict[str, float]:
@@ -43,24 +31,9 @@ def normal(pictures: int, mean: float = 0.0, seed: int = 1) -> dict[str, float]:
     return {str(n): float(value) for n, value in enumerate(rng.normal(mean, 1.0, pictures))}
 
 
-def sample(values: dict[str, float], shift: float = 0.0) -> Sample:
-    mean = sum(values.values()) / len(values)
-    return Sample.of({"CIDEr": mean + shift}, {k: {"CIDEr": v} for k, v in values.items()}, None)
-
-
-@pytest.mark.parametrize("keys", [list(PAIRS), list(PAIRS)[:3] * 2 + list(PAIRS)[7:90]])
-def test_bleu_of_any_draw_is_pycocoevalcaps(keys: list[str]) -> None:
-    counts = np.array([bleu_counts(*PAIRS[key]) for key in keys], dtype=float)
-    assert corpus_bleu(counts.sum(axis=0)[None])[0] == pytest.approx(
-        pycocoevalcap_bleu(keys), abs=1e-12)
-
-
-@pytest.mark.parametrize(("caption", "references"), [
-    ("", ["a cat"]), ("a", [""]), ("a cat", ["a cat", "a", "a b c"]), ("x y", ["a cat sat"])])
-def test_bleu_of_hard_captions_is_pycocoevalcaps(caption: str, references: list[str]) -> None:
-    expected, _ = Bleu(4).compute_score({0: references}, {0: [caption]}, verbose=0)
-    counts = np.array([bleu_counts(caption, references)], dtype=float)
-    assert corpus_bleu(counts)[0] == pytest.approx(expected, rel=1e-9, abs=1e-30)
+def sample(values: dict[str, float]) -> Sample:
+    return Sample.of({"metrics": {"CIDEr": 0.0}, "per_image": {
+        key: {"CIDEr": value} for key, value in values.items()}})
 
 
 def test_an_interval_is_as_wide_as_theory_says() -> None:
@@ -69,9 +42,18 @@ def test_an_interval_is_as_wide_as_theory_says() -> None:
     assert high - low == pytest.approx(2 * 1.96 * np.std(list(values.values())) / 20, rel=0.08)
 
 
-def test_a_pooled_metrics_interval_lies_around_the_pooled_value() -> None:
-    plain, moved = (intervals(sample(normal(50), shift))["CIDEr"] for shift in (0.0, 5.0))
-    assert moved == pytest.approx([end + 5.0 for end in plain])
+def test_pooled_metrics_are_drawn_from_their_counts() -> None:
+    """BLEU of a draw is no mean of the pictures', nor is METEOR."""
+    record = {"metrics": {"METEOR": 0.5, "Bleu_1": 0.5},
+              "per_image": {"1": {}, "2": {}},
+              "bleu_counts": {"1": [2, 2, 2, 1, 0, 0, 1, 0, 0, 0],
+                              "2": [8, 8, 8, 7, 6, 5, 8, 7, 6, 5]},
+              "meteor_counts": {"1": [15, 30, 15, 30, 1, 2], "2": [120, 120, 120, 120, 0, 16]}}
+    drawn = Sample.of(record, ["METEOR", "Bleu_1"]).drawn(np.array([[1.0, 1.0], [0.0, 2.0]]))
+    assert list(drawn) == ["METEOR", "Bleu_1"]
+    assert drawn["Bleu_1"] == pytest.approx([0.9, 1.0])
+    # P = R = 135 / 150, one chunk of 9 matches.
+    assert drawn["METEOR"] == pytest.approx([0.9 * (1 - 0.6 * (1 / 9) ** 0.2), 1.0])
 
 
 def test_intervals_are_the_same_every_time() -> None:

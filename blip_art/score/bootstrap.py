@@ -4,58 +4,72 @@
 
 Pictures are drawn with replacement, as many as there are, again and again (Efron & Tibshirani 1993;
 for corpus BLEU Koehn 2004), and the metric of each draw is what it would be for those pictures:
-BLEU is computed anew from their word group counts. CIDEr's word weights stay those of the whole set
-of references; ROUGE-L, CIDEr and SPICE are means over pictures. METEOR of a set is pooled, not a
-mean: its interval is that of the mean over pictures, moved to the pooled value.
+BLEU and METEOR, which are no means, are computed anew from the counts they are made of. CIDEr's
+word weights stay those of the whole set of references.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
 
 import numpy as np
-from numpy.typing import NDArray
+
+from blip_art.score.meteor_formula import meteor_of
+from blip_art.score.word_groups import BLEU_NAMES, Array, corpus_bleu
 
 RESAMPLES = 1000
 SEED = 20141124
 LEVEL = 0.95
-BLEU_NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
-# pycocoevalcap's, against division by nought.
-TINY, SMALL = 1e-15, 1e-9
 BLOCK_ENTRIES = 1_000_000
 
-Array = NDArray[np.float64]
+
+class Pooled(NamedTuple):
+    """A metric that is no mean over pictures: what it is made of, and how."""
+
+    names: Tuple[str, ...]
+    counts: str
+    """Where a score file has the counts of each picture."""
+    values: Callable[[Array], Array]
+    """(sets, counts) added up to (names, sets)."""
+
+
+POOLED = (Pooled(BLEU_NAMES, "bleu_counts", lambda sums: corpus_bleu(sums).T),
+          Pooled(("METEOR",), "meteor_counts", lambda sums: meteor_of(sums)[None]))
 
 
 class Sample(NamedTuple):
     """What the metrics of any draw of pictures follow from."""
 
     names: List[str]
-    """Metrics that are means over pictures."""
-    values: Array
-    """(pictures, names)"""
-    shift: Array
-    """(names,): value of the whole set less the mean; not nought for METEOR only."""
-    bleu: Optional[Array]
-    """(pictures, 10): see bleu_counts."""
+    """Metrics, in the order of the score file."""
+    means: Dict[str, Array]
+    """(pictures,) of each metric that is a mean."""
+    pooled: List[Tuple[Pooled, Array]]
+    """(pictures, counts) of each metric that is none."""
 
     @classmethod
-    def of(cls, metrics: Mapping[str, float], per_image: Mapping[str, Mapping[str, float]],
-           counts: Optional[Mapping[str, Sequence[int]]]) -> Sample:
-        """From what a score file holds, pictures in the order of `per_image`."""
-        names = [name for name in metrics if name not in BLEU_NAMES]
-        values = np.array([[row[name] for name in names] for row in per_image.values()], dtype=float
-                          ).reshape(len(per_image), len(names))
-        shift = np.array([metrics[name] for name in names]) - values.mean(axis=0)
-        return cls(names, values, shift, None if not counts else
-                   np.array([counts[key] for key in per_image], dtype=float))
+    def of(cls, record: Mapping[str, Any], names: Sequence[str] = (),
+           order: Sequence[str] = ()) -> Sample:
+        """From what a score file holds: these metrics or all, pictures in this order or its own."""
+        keys = list(order or record["per_image"])
+        pooled = [kind for kind in POOLED if set(kind.names) & set(names or record["metrics"])]
+        no_means = {name for kind in pooled for name in kind.names}
+        names = list(names or record["metrics"])
+        return cls(names, {name: np.array([record["per_image"][key][name] for key in keys], float)
+                           for name in names if name not in no_means},
+                   [(kind, np.array([record[kind.counts][key] for key in keys], float))
+                    for kind in pooled])
+
+    @property
+    def pictures(self) -> int:
+        return len(next(iter([*self.means.values(), *(counts for _, counts in self.pooled)])))
 
     def drawn(self, times: Array) -> Dict[str, Array]:
         """Metrics of draws; `times` (draws, pictures) is how often each picture was drawn."""
-        means = times @ self.values / times.sum(axis=1, keepdims=True) + self.shift
-        found = {} if self.bleu is None else dict(zip(BLEU_NAMES, corpus_bleu(times @ self.bleu).T))
-        return {**found, **dict(zip(self.names, means.T))}
+        found = {name: times @ values / times.sum(axis=1) for name, values in self.means.items()}
+        for kind, counts in self.pooled:
+            found.update(zip(kind.names, kind.values(times @ counts)))
+        return {name: found[name] for name in self.names}
 
 
 class Difference(NamedTuple):
@@ -88,48 +102,9 @@ def differences(first: Sample, second: Sample, resamples: int = RESAMPLES,
     return found
 
 
-def bleu_counts(caption: str, references: Sequence[str]) -> List[int]:
-    """Words, words of the reference closest in length, groups of 1 to 4 words, those matched."""
-    words = caption.split()
-    allowed: Counter[Tuple[str, ...]] = Counter()
-    lengths = []
-    for reference in references:
-        theirs = reference.split()
-        lengths.append(len(theirs))
-        allowed |= _groups(theirs)
-    matched = [0, 0, 0, 0]
-    for group, count in (_groups(words) & allowed).items():
-        matched[len(group) - 1] += count
-    closest = min(lengths, key=lambda length: (abs(length - len(words)), length))
-    return [len(words), closest, *(max(0, len(words) - n) for n in range(4)), *matched]
-
-
-def corpus_bleu(sums: Array) -> Array:
-    """BLEU-1 to 4, (draws, 4), of added up counts, (draws, 10)."""
-    with np.errstate(divide="ignore"):
-        logs = np.log((sums[:, 6:] + TINY) / (sums[:, 2:6] + SMALL))
-    precision = np.exp(np.cumsum(logs, axis=1) / np.arange(1, 5))
-    return precision * brevity_penalty(sums)[:, None]
-
-
-def brevity_penalty(sums: Array) -> Array:
-    """What BLEU is multiplied by where the captions are shorter than the references."""
-    return np.exp(np.minimum(0.0, 1.0 - 1.0 / length_ratio(sums)))
-
-
-def length_ratio(sums: Array) -> Array:
-    """Words of captions to words of the closest references."""
-    return (sums[:, 0] + TINY) / (sums[:, 1] + SMALL)
-
-
-def _groups(words: Sequence[str]) -> Counter[Tuple[str, ...]]:
-    return Counter(tuple(words[start:start + size]) for size in range(1, 5)
-                   for start in range(len(words) - size + 1))
-
-
 def _all_draws(samples: Sequence[Sample], resamples: int, seed: int) -> List[Dict[str, Array]]:
     parts = [[sample.drawn(times) for sample in samples]
-             for times in _draws(len(samples[0].values), resamples, seed)]
+             for times in _draws(samples[0].pictures, resamples, seed)]
     return [{name: np.concatenate([part[place][name] for part in parts])
              for name in parts[0][place]} for place in range(len(samples))]
 

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple
 from blip_art.errors import UserError
 from blip_art.files import PathLike, read_json
 from blip_art.score import bootstrap
-from blip_art.score.bootstrap import BLEU_NAMES, Sample
+from blip_art.score.bootstrap import POOLED, Sample
 from blip_art.score.coco import read_captions, read_references
 from blip_art.score.engine import Engine
 from blip_art.score.record import record
@@ -38,7 +38,7 @@ def compare(first: Record, second: Record, metrics: Sequence[str] = (),
         raise UserError(f"no metric to compare: A has {_listed(first['metrics'])}, "
                         f"B {_listed(second['metrics'])}; score them with the same --metrics")
     order = list(first["per_image"])
-    found = bootstrap.differences(_sample(first, names, order), _sample(second, names, order),
+    found = bootstrap.differences(Sample.of(first, names, order), Sample.of(second, names, order),
                                   resamples)
     rows = {name: {
         "a": first["metrics"][name], "b": second["metrics"][name],
@@ -66,8 +66,10 @@ def read_record(path: PathLike) -> Dict[str, Any]:
     if not isinstance(metrics, dict) or not rows or not all(
             isinstance(row, dict) and set(metrics) <= set(row) for row in rows.values()):
         raise UserError(f"{path} does not have every metric for every picture; score it again")
-    if "Bleu_4" in metrics and set(found.get("bleu_counts", ())) != set(rows):
-        raise UserError(f"{path} has BLEU but not the counts it is made of; score it again")
+    for kind in POOLED:
+        if kind.names[0] in metrics and set(found.get(kind.counts, ())) != set(rows):
+            raise UserError(f"{path} has {kind.names[0]} but not the counts it is made of; "
+                            "remove it and score it again")
     return found
 
 
@@ -80,12 +82,6 @@ def score_both(references: PathLike, results: Sequence[PathLike], engine: Engine
     _refuse_other_pictures(list(first), list(second))
     return (record(engine, texts, first, metrics, subset=subset, resamples=0),
             record(engine, texts, second, metrics, subset=subset, resamples=0))
-
-
-def _sample(scores: Record, names: Sequence[str], order: Sequence[str]) -> Sample:
-    counts = scores["bleu_counts"] if set(names) & set(BLEU_NAMES) else None
-    return Sample.of({name: scores["metrics"][name] for name in names},
-                     {key: scores["per_image"][key] for key in order}, counts)
 
 
 def _refuse_other_pictures(first: List[str], second: List[str]) -> None:

@@ -86,16 +86,11 @@ class Engine:
         self._tokens.update(zip(new, self._workers.map("tokenize", new, _linear_limit_s)))
         return [self._tokens[lines[text]] for text in texts]
 
-    def meteor(self, captions: Sequence[str],
-               references: Sequence[Sequence[str]]) -> Tuple[float, List[float]]:
-        """METEOR of the whole and of each tokenized caption."""
+    def meteor(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> List[str]:
+        """METEOR's statistics of each tokenized caption, as it writes them down."""
         paraphrases.indexed(paraphrases.table_of(self._class_paths["meteor"]), self._cache)
-        found = self._map_shown("meteor", "METEOR", [
+        return self._map_shown("meteor", "METEOR", [
             [caption, list(texts)] for caption, texts in zip(captions, references)])
-        statistics = [line for line, _ in found]
-        [total] = self._workers.map("meteor_evaluate", [statistics],
-                                    lambda lines: SECONDS_A_WORD * len(lines))
-        return total, [score for _, score in found]
 
     def propositions(self, texts: Sequence[str]) -> Dict[str, Propositions]:
         """What each tokenized text says; each distinct text is parsed once, ever.

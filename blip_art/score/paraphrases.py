@@ -14,18 +14,19 @@ import sys
 from array import array
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, Iterable, Optional, Sequence
+from typing import Any, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from blip_art.errors import UserError
 from blip_art.files import written_aside
 
-FILE_NAME = "meteor-1.5-paraphrases.npz"
+FILE_NAME = "meteor-1.5-paraphrases.npy"
 ROWS_AT_ONCE = 200_000
-# No word of the table; it also parts the texts.
+# No word of the table; it also parts the texts, and stands behind each phrase.
 OTHER = 65_535
-PAIRS = 1 << 24
+PAIRS, PAIRS_A_SHELF = 1 << 24, 4
+SHELVES = PAIRS // PAIRS_A_SHELF
 
 
 def table_of(class_path: Sequence[str]) -> Path:
@@ -41,15 +42,16 @@ def indexed(table: Path, folder: Path) -> Optional[Path]:
     print(f"indexing METEOR's paraphrases, once, into {path}", file=sys.stderr)
     try:
         with written_aside(path) as aside, open(aside, "wb") as file:
-            np.savez(file, **_read(table))
+            for values in _shelved(*_read(table)):
+                np.save(file, values)
     except UserError as error:
         print(f"METEOR reads all of its paraphrases each time: {error}", file=sys.stderr)
         return None
     return path
 
 
-def _read(table: Path) -> dict[str, Any]:
-    """Rows of (probability, phrase, phrase) as numbers of words and lengths of phrases."""
+def _read(table: Path) -> Tuple[bytes, Any, Any]:
+    """Words, rows of (probability, phrase, phrase) as numbers of words, lengths of phrases."""
     numbers: defaultdict[bytes, int] = defaultdict(itertools.count().__next__)
     words, lengths = array("H"), bytearray()
     with gzip.open(table) as file:
@@ -58,60 +60,96 @@ def _read(table: Path) -> dict[str, Any]:
             words.extend(map(numbers.__getitem__, b"".join(phrases).split()))
             lengths.extend(len(phrase.split()) for phrase in phrases)
     assert len(numbers) < OTHER, len(numbers)
-    return {"vocabulary": np.frombuffer(b"\n".join(numbers), np.uint8),
-            "words": np.frombuffer(words, np.uint16), "lengths": np.frombuffer(lengths, np.uint8)}
+    return b"\n".join(numbers), np.frombuffer(words, np.uint16), np.frombuffer(lengths, np.uint8)
+
+
+def _shelved(vocabulary: bytes, words: Any, lengths: Any) -> List[Any]:
+    """Rows in order of their rarest pair of words, so that a text's pairs lead to them.
+
+    Large numbers first: then all of them begin where a computer likes them to in the file.
+    """
+    ends = np.cumsum(lengths, dtype=np.int64)
+    pairs = _hashed(words, _followers(words, ends))
+    times = np.bincount(pairs, minlength=PAIRS)[pairs] * PAIRS + pairs
+    starts = np.append(0, ends[1::2])
+    shelves = np.minimum.reduceat(times, starts[:-1]) % PAIRS // PAIRS_A_SHELF
+    order = np.argsort(shelves, kind="stable")
+    sizes = np.diff(starts)[order]
+    return [np.searchsorted(shelves[order], np.arange(SHELVES + 1)).astype(np.uint32),
+            np.append(0, np.cumsum(sizes)).astype(np.uint32),
+            words[_ranges(starts[order], sizes)], lengths[::2][order],
+            np.frombuffer(vocabulary, np.uint8)]
 
 
 class Paraphrases:
-    """The whole table as arrays."""
+    """The whole table, of which only the pages that are asked for are read."""
 
     def __init__(self, path: Path) -> None:
-        with np.load(path) as index:
-            self._vocabulary = index["vocabulary"].tobytes().split(b"\n")
-            self._words, self._lengths = index["words"], index["lengths"]
+        self._shelves, self._starts, self._words, self._first_lengths, vocabulary = _mapped(path)
+        self._vocabulary = vocabulary.tobytes().split(b"\n")
         self._numbers = {word: number for number, word in enumerate(self._vocabulary)}
 
     def select(self, texts: Iterable[str]) -> bytes:
         """METEOR's table of the rows that these texts can match, and of some more."""
         tokens = self._tokens(texts)
-        known = np.zeros(OTHER + 1, bool)
-        known[tokens] = True
-        known[OTHER] = False
-        adjacent = np.zeros(PAIRS, bool)
-        adjacent[_hashed(tokens[:-1], tokens[1:])] = True
-        ends = np.cumsum(self._lengths, dtype=np.int64)
-        starts = ends - self._lengths
-        # Both phrases of a row follow each other.
-        rows = np.flatnonzero(np.logical_and.reduceat(known[self._words], starts[::2]))
-        for phrase in (2 * rows, 2 * rows + 1):
-            rows = np.intersect1d(rows, self._adjacent(phrase, starts, adjacent) // 2)
-        return self._as_table(rows, starts, ends)
+        present = np.zeros(PAIRS, bool)
+        present[_hashed(tokens[:-1], tokens[1:])] = True
+        present[_hashed(tokens, OTHER)] = True
+        shelves = np.unique(np.flatnonzero(present) // PAIRS_A_SHELF)
+        rows = _ranges(self._shelves[shelves], np.diff(self._shelves)[shelves])
+        return self._as_table(self._possible(rows, present))
 
     def _tokens(self, texts: Iterable[str]) -> Any:
         number = self._numbers.get
-        return np.fromiter((number(word, OTHER) for text in texts
-                            for word in (*text.encode("utf-8", "replace").split(), b"")), np.uint16)
+        return np.array([number(word, OTHER) for text in texts
+                         for word in (*text.encode("utf-8", "replace").split(), b"")], np.uint16)
 
-    def _adjacent(self, phrases: Any, starts: Any, adjacent: Any) -> Any:
-        """The phrases whose every two words in a row stand so in a text."""
-        for offset in range(1, int(self._lengths.max())):
-            long = self._lengths[phrases] > offset
-            at = starts[phrases[long]] + offset
-            fits = np.ones(len(phrases), bool)
-            fits[long] = adjacent[_hashed(self._words[at - 1], self._words[at])]
-            phrases = phrases[fits]
-        return phrases
+    def _possible(self, rows: Any, present: Any) -> Any:
+        """The rows of which a text has every two words that follow each other."""
+        starts = self._starts[rows].astype(np.int64)
+        sizes = self._starts[rows + 1] - starts
+        words = self._words[_ranges(starts, sizes)]
+        ends = np.cumsum(sizes)
+        borders = np.stack([ends - sizes + self._first_lengths[rows], ends], axis=1).ravel()
+        fits = present[_hashed(words, _followers(words, borders))]
+        return rows[np.logical_and.reduceat(fits, ends - sizes)] if len(rows) else rows
 
-    def _as_table(self, rows: Any, starts: Any, ends: Any) -> bytes:
-        lines = []
-        for row in rows.tolist():
-            for phrase in (2 * row, 2 * row + 1):
-                numbers = self._words[starts[phrase]:ends[phrase]].tolist()
-                lines.append(b" ".join([self._vocabulary[number] for number in numbers]))
+    def _as_table(self, rows: Any) -> bytes:
+        starts, firsts = self._starts[rows], self._first_lengths[rows]
+        sizes = self._starts[rows + 1] - starts
+        words = map(self._vocabulary.__getitem__, self._words[_ranges(starts, sizes)].tolist())
         # METEOR skips the line with the probability.
-        return b"".join(b"1\n%b\n%b\n" % pair for pair in zip(lines[::2], lines[1::2]))
+        return b"".join(b"1\n%b\n%b\n" % tuple(
+            b" ".join(itertools.islice(words, length)) for length in phrases)
+            for phrases in zip(firsts.tolist(), (sizes - firsts).tolist()))
+
+
+def _followers(words: Any, ends: Any) -> Any:
+    """The word after each word of a phrase, OTHER after its last."""
+    followers = np.append(words[1:], np.uint16(OTHER))
+    followers[ends - 1] = OTHER
+    return followers
 
 
 def _hashed(first: Any, second: Any) -> Any:
     """A number for two words; that others may share it only lets a few rows more through."""
-    return (first.astype(np.uint32) * 40_503 + second) % PAIRS
+    return (first.astype(np.uint32) * np.uint32(40_503) + second) % np.uint32(PAIRS)
+
+
+def _ranges(starts: Any, sizes: Any) -> Any:
+    """All numbers from each start on, as many as its size says."""
+    sizes = sizes.astype(np.int64)
+    before = np.cumsum(sizes) - sizes
+    return np.repeat(starts.astype(np.int64) - before, sizes) + np.arange(sizes.sum())
+
+
+def _mapped(path: Path) -> List[Any]:
+    """The arrays that np.save wrote one after the other."""
+    arrays = []
+    with open(path, "rb") as file:
+        while file.peek(1):
+            np.lib.format.read_magic(file)
+            shape, _, kind = np.lib.format.read_array_header_1_0(file)
+            arrays.append(np.asarray(np.memmap(path, kind, "r", file.tell(), shape)))
+            file.seek(arrays[-1].nbytes, 1)
+    return arrays

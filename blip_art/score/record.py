@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Any, Dict, Mapping, Sequence
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from blip_art.score import bootstrap
 from blip_art.score.coco import Pairs, paired
 from blip_art.score.engine import Engine
 from blip_art.score.scoring import score_with
+from blip_art.score.word_groups import brevity_penalty, length_ratio
 
 
 def record(engine: Engine, references: Mapping[Any, Sequence[str]], captions: Mapping[Any, str],
@@ -37,20 +38,15 @@ def record(engine: Engine, references: Mapping[Any, Sequence[str]], captions: Ma
     found["references"] = describe_references(pairs, max_words)
     if "tokenize" not in scores.seconds:  # it failed, and all metrics with it
         return found
-    texts = _tokenized(pairs, engine)
-    found["captions"] = describe_captions(pairs.captions, texts.captions)
-    counts = {}
-    if "Bleu_4" in scores.metrics:
-        counts = {key: bootstrap.bleu_counts(caption, references)
-                  for key, caption, references in zip(*texts)}
-        sums = np.sum(list(counts.values()), axis=0, dtype=float)[None]
-        found["bleu"] = {"brevity_penalty": float(bootstrap.brevity_penalty(sums)[0]),
-                         "length_ratio": float(bootstrap.length_ratio(sums)[0])}
-        found["bleu_counts"] = counts
+    tokenized = engine.tokenize(pairs.captions)
+    found["captions"] = describe_captions(pairs.captions, tokenized)
+    if scores.bleu_counts:
+        sums = np.sum(list(scores.bleu_counts.values()), axis=0)[None]
+        found["bleu"] = {"brevity_penalty": float(brevity_penalty(sums)[0]),
+                         "length_ratio": float(length_ratio(sums)[0])}
     if resamples and scores.metrics:
         began = time.monotonic()
-        sample = bootstrap.Sample.of(scores.metrics, scores.per_image, counts)
-        found["intervals"] = bootstrap.intervals(sample, resamples)
+        found["intervals"] = bootstrap.intervals(bootstrap.Sample.of(found), resamples)
         found["bootstrap"] = bootstrap.settings(resamples)
         found["seconds"]["intervals"] = round(time.monotonic() - began, 3)
     return found
@@ -81,11 +77,3 @@ def references_hash(ids: Sequence[str], references: Sequence[Sequence[str]]) -> 
     """Equal for equal references of equal pictures, in whatever order the pictures are listed."""
     text = json.dumps(sorted(zip(ids, map(list, references))))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _tokenized(pairs: Pairs, engine: Engine) -> Pairs:
-    """The texts as the metrics read them; the engine remembers, so that this costs nothing."""
-    flat: List[str] = [*pairs.captions, *(t for lines in pairs.references for t in lines)]
-    tokens = iter(engine.tokenize(flat))
-    captions = [next(tokens) for _ in pairs.captions]
-    return Pairs(pairs.ids, captions, [[next(tokens) for _ in t] for t in pairs.references])

@@ -16,7 +16,7 @@ from blip_art.errors import UserError
 from blip_art.score import corenlp
 from blip_art.score.coco import LINE_BREAKS, LONE_SURROGATES, Pairs, paired
 from blip_art.score.engine import Engine
-from blip_art.score.metrics import METRICS, Outcome, category_scores
+from blip_art.score.metrics import METRICS, Outcome, Texts, category_scores
 from blip_art.score.workers import MetricFailed
 
 ODD = {"line_breaks": LINE_BREAKS, "half_characters": LONE_SURROGATES,
@@ -34,6 +34,10 @@ class Scores:
     """The same by picture."""
     spice_categories: Dict[str, float] = field(default_factory=dict)
     """SPICE of objects, attributes, relations, numbers, colours and sizes alone."""
+    bleu_counts: Dict[str, List[int]] = field(default_factory=dict)
+    """By picture, what BLEU of any set is made of; see WordGroups.bleu_counts."""
+    meteor_counts: Dict[str, List[int]] = field(default_factory=dict)
+    """By picture, what METEOR of any set is made of; see meteor_formula.meteor_counts."""
     spice_counts: Dict[str, Dict[str, List[int]]] = field(default_factory=dict)
     """By picture and category: true positives, false positives, false negatives."""
     seconds: Dict[str, float] = field(default_factory=dict)
@@ -52,7 +56,8 @@ class Scores:
                 "cleaned": self.cleaned, "parsed": self.parsed,
                 "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
                 "versions": self.versions, "spice_categories": self.spice_categories,
-                "per_image": self.per_image, "spice_counts": self.spice_counts}
+                "per_image": self.per_image, "bleu_counts": self.bleu_counts,
+                "meteor_counts": self.meteor_counts, "spice_counts": self.spice_counts}
 
 
 def score(references: Mapping[Any, Sequence[str]], captions: Mapping[Any, str],
@@ -110,13 +115,13 @@ def _cleaned(given: Pairs, tokenized: Pairs) -> Dict[str, int]:
     return {name: count for name, count in found.items() if count}
 
 
-def _tokenized(pairs: Pairs, engine: Engine) -> Pairs:
+def _tokenized(pairs: Pairs, engine: Engine) -> Texts:
     lines = iter(engine.tokenize(_all(pairs)))
     captions = [next(lines) for _ in pairs.captions]
-    return Pairs(pairs.ids, captions, [[next(lines) for _ in texts] for texts in pairs.references])
+    return Texts(pairs.ids, captions, [[next(lines) for _ in texts] for texts in pairs.references])
 
 
-def _add(scores: Scores, name: str, texts: Pairs, engine: Engine) -> None:
+def _add(scores: Scores, name: str, texts: Texts, engine: Engine) -> None:
     began = time.monotonic()
     try:
         outcome: Outcome = METRICS[name](texts, engine)
@@ -129,8 +134,9 @@ def _add(scores: Scores, name: str, texts: Pairs, engine: Engine) -> None:
     for label, values in outcome.per_image.items():
         for key, value in zip(texts.ids, values):
             scores.per_image[key][label] = value
-    if outcome.counts is not None:
-        scores.spice_counts = dict(zip(texts.ids, outcome.counts))
+    if outcome.counts:
+        setattr(scores, f"{name}_counts", dict(zip(texts.ids, outcome.counts)))
+    if name == "spice":
         scores.spice_categories = category_scores(outcome.counts)
 
 

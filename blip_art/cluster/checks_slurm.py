@@ -56,11 +56,11 @@ def commands(site: Site, slurm: Slurm) -> Iterable[Check]:
 
 def controller(site: Site, slurm: Slurm) -> Iterable[Check]:
     """slurmctld, and munge, without which it answers nobody."""
-    said = " ".join(slurm.scontrol("ping").split())
+    said = slurm.ping()
     if " is UP" not in said:
         yield fail(f"controller does not answer: {said}", "ask the administrators, or wait")
-    else:
-        yield ok(f"controller answers: {said}")
+        return
+    yield ok(f"controller answers: {said}")
     try:
         slurm.squeue(["1"])
         yield ok("Slurm accepts your credentials (munge)")

@@ -30,6 +30,8 @@ class Log(NamedTuple):
     stage: str
     job_id: str
     restart: int
+    batch: bool = False
+    """What the batch script said: all there is of a job whose command never started."""
 
 
 def newest(run: RunDir, stage: str) -> Optional[Log]:
@@ -70,27 +72,31 @@ def follow(run: RunDir, stage: str, slurm: Slurm, write: Write,
     """Copy the newest log and what is added to it, over restarts, until the job has ended."""
     shown: Optional[Log] = None
     offset, said, next_ask = 0, "", 0.0
-    alive = True
+    alive, word = True, ""
     while True:
-        log = newest(run, stage)
-        if log and (shown is None or log.path != shown.path):
-            if shown:
-                offset = _copy(shown, offset, write)
-            shown, offset = log, 0
-            _title(log)
-        if shown:
-            before, offset = offset, _copy(shown, offset, write)
-            if not alive and offset == before:
-                return
         if time.monotonic() >= next_ask:
             alive, word = _still_going(run, stage, slurm)
             next_ask = time.monotonic() + ASK_S
-            if word != said and word:
-                print(f"-- {word}", file=sys.stderr)
-            said = word
-            if not alive and not shown:
-                return
+        log = newest(run, stage)
+        if log and log.path != (shown.path if shown else None) and not (
+                alive and _is_of_the_past(run, stage, log)):
+            if shown:
+                _copy(shown, offset, write)
+            shown, offset = log, 0
+            _title(log)
+        before, offset = offset, _copy(shown, offset, write) if shown else 0
+        if word != said and word:
+            print(f"-- {word}", file=sys.stderr)
+        said = word
+        if not alive and offset == before:
+            return
         sleep(LOOK_S)
+
+
+def _is_of_the_past(run: RunDir, stage: str, log: Log) -> bool:
+    """Whether a later job will write another log, or this one will write a better one."""
+    jobs = [job for job in read_jobs(run) if job.stage == stage]
+    return bool(jobs) and (log.job_id != jobs[-1].job_id or log.batch)
 
 
 def _still_going(run: RunDir, stage: str, slurm: Slurm) -> Tuple[bool, str]:
@@ -162,4 +168,4 @@ def _log_of(run: RunDir, job: Submitted) -> Optional[Log]:
     if logs:
         return max(logs, key=lambda log: log.restart)
     batch = Path(job.batch_log) if job.batch_log else None
-    return Log(batch, job.stage, job.job_id, 0) if batch and batch.is_file() else None
+    return Log(batch, job.stage, job.job_id, 0, True) if batch and batch.is_file() else None

@@ -16,11 +16,11 @@ trap 'rm -rf "$work" "$aside"' EXIT
 
 inside() {
     # Nothing else of the host may write into the overlay, so nothing else is bound.
-    "$container" exec --overlay "$aside" --bind "$repo:$repo:ro,$work${BINDS:+,$BINDS}" --pwd / \
+    "$container" --quiet exec --overlay "$aside" --bind "$repo:$repo:ro,$work${BINDS:+,$BINDS}" --pwd / \
         "$SIF" "$@"
 }
 
-"$container" overlay create --sparse --size "${SIZE_MB:-4096}" --create-dir /ext3 "$aside"
+"$container" --quiet overlay create --sparse --size "${SIZE_MB:-4096}" --create-dir /ext3 "$aside"
 sed -n '/^# --- scoring/,$p' "$repo/requirements.txt" >"$work/requirements.txt"
 inside python3 -m venv --system-site-packages /ext3/venv
 inside /ext3/venv/bin/python -m pip install --quiet --disable-pip-version-check \

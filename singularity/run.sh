@@ -39,7 +39,7 @@ unset PYTHONHOME LD_PRELOAD
 
 # Never --cleanenv, which drops SLURM_*. --mount, because --bind splits names at commas and colons.
 mount() { printf 'type=bind,"src=%s","dst=%s"' "${1//\"/\"\"}" "${1//\"/\"\"}"; }
-argv=("$container" exec --pwd "$PWD" --mount "$(mount "$PWD")" --mount "$(mount "$TMPDIR")")
+argv=("$container" --quiet exec --pwd "$PWD" --mount "$(mount "$PWD")" --mount "$(mount "$TMPDIR")")
 [[ $(pwd -P) == "$PWD" ]] || argv+=(--mount "$(mount "$(pwd -P)")")
 [[ -z ${BINDS:-} ]] || argv+=(--bind "$BINDS")
 [[ -z ${OVERLAY:-} ]] || argv+=(--overlay "$OVERLAY:ro")

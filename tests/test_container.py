@@ -42,7 +42,7 @@ print("locked", flush=True)
 sys.stdin.read()
 """
 FAKE = """#!/usr/bin/env bash
-[[ $1 == exec ]] || { echo "$1"; exit 3; }
+[[ "$1 $2" == "--quiet exec" ]] || { echo "$1"; exit 3; }
 echo "pid $$"; printf '%s\\n' "$@"; env | sort
 """
 
@@ -178,11 +178,11 @@ def test_the_wrapper_enters_with_what_it_was_told(repo: Path, tmp_path: Path) ->
     lines = done.stdout.splitlines()
     scratch = f"{tmp_path}/12/blip_art-me-12"
     quoted = str(cwd).replace('"', '""')
-    assert lines[1:14] == [
-        "exec", "--pwd", str(cwd), "--mount", f'type=bind,"src={quoted}","dst={quoted}"',
+    assert lines[1:15] == [
+        "--quiet", "exec", "--pwd", str(cwd), "--mount", f'type=bind,"src={quoted}","dst={quoted}"',
         "--mount", f'type=bind,"src={scratch}","dst={scratch}"', "--bind", "/data:/d:ro",
         "--overlay", f"{tmp_path / 'o.img'}:ro", str(tmp_path / "a.sif"), "python"]
-    assert lines[14:16] == ["-c", "print('a  b')"]
+    assert lines[15:17] == ["-c", "print('a  b')"]
     assert {"PYTHONPATH=/run/code", f"TMPDIR={scratch}", "PYTHONNOUSERSITE=1", "HF_HUB_OFFLINE=1",
             "LC_ALL=C.UTF-8", "SLURM_JOB_ID=12"} <= set(lines)
     assert Path(scratch).stat().st_mode & 0o777 == 0o700

@@ -23,8 +23,10 @@ from blip_art.files import written_aside
 
 REPO = Path(__file__).resolve().parents[2]
 DEFINITION = "singularity/blip_art.def"
-# Measured: 8.1 GB unpacked, 4.5 GB packed.
+# Measured: 8 GB unpacked, 4.4 GB packed.
 UNPACKED_GB, PACKED_GB = 12, 6
+# Against the default, gzip: packed in a third of the time, read in a quarter, no larger (measured).
+SQUASHFS = "-comp zstd -Xcompression-level 3"
 Run = Callable[[Sequence[str], Dict[str, str]], int]
 
 
@@ -54,7 +56,7 @@ def call(argv: Sequence[str], env: Dict[str, str]) -> int:
                           stdin=subprocess.DEVNULL).returncode
 
 
-def image_plan(site: Site, target: Path, base: str = "", squashfs: str = "") -> Build:
+def image_plan(site: Site, target: Path, base: str = "", squashfs: str = SQUASHFS) -> Build:
     """How the image is built.
 
     Args:
@@ -70,7 +72,7 @@ def image_plan(site: Site, target: Path, base: str = "", squashfs: str = "") -> 
                  "--build-arg", f"FROM={local.resolve() if local.exists() else base}"]
     for bind in site.build_binds:
         argv += ["--bind", bind]
-    argv += ["--mksquashfs-args", squashfs] if squashfs else []
+    argv += ["--mksquashfs-args", squashfs]
     return Build("image", target.resolve(), (*argv, DEFINITION), len(argv),
                  dict(site.build_setup))
 

@@ -94,8 +94,9 @@ def freeze(site: Site, overlay: str, target: Path, force: bool = False) -> None:
     start = time.monotonic()
     with written_aside(target) as aside, \
             tempfile.TemporaryDirectory(prefix="blip_art_freeze_") as folder:
-        _unpack([site.container, "exec", "--overlay", f"{overlay}:ro", site.image,
-                 "tar", "-C", "/", "-cf", "-", "ext3"], folder)
+        # .wh.*: what fuse-overlayfs notes in folders that hide the image's.
+        _unpack([site.container, "--quiet", "exec", "--overlay", f"{overlay}:ro", site.image,
+                 "tar", "-C", "/", "-cf", "-", "--exclude=.wh.*", "ext3"], folder)
         squash([folder], aside)
     tell_built(target, time.monotonic() - start)
 

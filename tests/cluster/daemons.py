@@ -80,7 +80,10 @@ def start_node(node: str) -> None:
 
 def kill_node(node: str) -> None:
     """What a power failure does: the node's slurmd, its steps and its tasks are gone at once."""
-    tasks = [pid for pid in _processes() if f"SLURMD_NODENAME={node}" in _environment(pid)]
+    processes = _processes()
+    tasks = {pid for pid in processes if f"SLURMD_NODENAME={node}" in _environment(pid)}
+    # A container's mounts are processes that know nothing of Slurm.
+    tasks |= {pid for pid in processes if not tasks.isdisjoint(_ancestors(pid))}
     steps = {parent for pid in tasks for parent in _ancestors(pid)
              if _name(parent) == "slurmstepd"}
     for pid in [_pid(f"slurmd.{node}"), *steps, *tasks]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -35,6 +36,11 @@ def inside(cluster: Cluster, *command: str, **env: str) -> subprocess.CompletedP
     return cluster.run([cluster.checkout / "singularity" / "run.sh", *command], env=settings)
 
 
+def children(pid: int, name: str = "") -> list[str]:
+    return subprocess.run(["pgrep", "-P", str(pid), name], text=True, capture_output=True,
+                          check=False).stdout.split()
+
+
 @pytest.fixture
 def copy(cluster: Cluster) -> Iterator[Path]:
     """An overlay of one's own, to lock and break."""
@@ -48,13 +54,18 @@ def copy(cluster: Cluster) -> Iterator[Path]:
 @pytest.fixture
 def writer(cluster: Cluster, copy: Path) -> Iterator[subprocess.Popen[str]]:
     """A container that has the overlay writable."""
-    process = cluster.popen(["apptainer", "exec", "--overlay", copy, cluster.image,
+    process = cluster.popen(["apptainer", "--quiet", "exec", "--overlay", copy, cluster.image,
                              "sh", "-c", "echo ready; exec sleep 300"])
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
+    mounts = children(process.pid)
     yield process
-    os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
     process.wait()
+    for pid in mounts:  # they outlive a container that was killed
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGTERM)
 
 
 def test_known_scores_are_computed_in_the_read_only_overlay(cluster: Cluster) -> None:
@@ -105,7 +116,7 @@ def test_an_overlay_that_is_written_to_is_refused_by_name(
 
 def test_a_lock_that_a_killed_container_left_is_explained(
         cluster: Cluster, copy: Path, writer: subprocess.Popen[str]) -> None:
-    mount = cluster.run(["pgrep", "-P", str(writer.pid), "fuse2fs"]).stdout.strip()
+    [mount] = children(writer.pid, "fuse2fs")
     os.kill(writer.pid, signal.SIGKILL)
     cluster.wait(lambda: writer.poll() is not None, what="end of the container")
     done = cluster.launch("overlay", "verify", copy)

@@ -149,15 +149,27 @@ def test_a_sweep_is_an_array_that_is_submitted_once(runs: Runs) -> None:
 
 def test_a_sweep_started_twice_at_once_is_submitted_once(runs: Runs) -> None:
     cluster, sweep = runs.cluster, runs.folder / "twice.yaml"
-    sweep.write_text("config: mini/config.yaml\nseeds: [1, 2]\nset: {train.epochs: 1}\n")
+    sweep.write_text("config: mini/config.yaml\nseeds: [1, 2]\n"
+                     "set: {train.epochs: 6, train.batch_size: 2, train.save_every_min: 0.05}\n")
     started = [cluster.popen([cluster.python, cluster.checkout / "launch.py", "sweep", sweep,
-                              "--cluster", "slurm", "--site", cluster.site], runs.folder)
-               for _ in range(2)]
+                              "--cluster", "slurm", "--site", cluster.site, "--gpus", "2"],
+                             runs.folder) for _ in range(2)]
     said = sorted(process.communicate(timeout=120)[0] for process in started)
     assert "2 runs; 0 to submit, 2 in the queue" in said[0], said
     assert "2 runs; 2 to submit, 0 in the queue" in said[1]
-    assert len(runs.queue("-n", "train-twice")) == 2
-    cluster.run(["scancel", "--name=train-twice,score-twice,collect-twice"])
+    first, second = (RunDir(runs.folder / f"runs/twice/seed={seed}") for seed in (1, 2))
+    one_element_of_the_array_goes_on_alone(runs, first, second)
+
+
+def one_element_of_the_array_goes_on_alone(runs: Runs, stopped: RunDir, other: RunDir) -> None:
+    assert runs.job(stopped).endswith("_0")
+    runs.wait_for_checkpoint(stopped)
+    runs.cluster.run(["scancel", "--signal=USR2", runs.job(stopped)])
+    for run in (stopped, other):
+        runs.wait(run)
+        runs.wait_until_gone(run)
+        assert run.scored()
+    assert (runs.starts(stopped), runs.starts(other)) == (2, 1)
 
 
 def test_sbatch_by_hand_uses_the_same_run_folder(runs: Runs) -> None:
@@ -185,7 +197,7 @@ def test_sbatch_by_hand_uses_the_same_run_folder(runs: Runs) -> None:
 @pytest.mark.parametrize(("site", "message"), [
     ({"account": "nobody"}, "Invalid account"),
     ({"partition": "fast"}, "invalid partition"),
-    ({"mem_gb": 9000}, "cpus_per_gpu or mem_gb"),
+    ({"mem_gb": 9000}, "cpus_per_gpu=1 mem_gb=9000"),
     ({"image": "/nowhere/a.sif"}, "no image at /nowhere/a.sif"),
 ])
 def test_what_slurm_would_refuse_is_one_line(runs: Runs, site: dict[str, Any],

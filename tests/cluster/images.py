@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from blip_art.cluster.image import SQUASHFS
 from tests.cluster.daemons import STATE, USER
 
 IMAGES = STATE / "images"
@@ -39,7 +40,7 @@ def build(checkout: Path, as_user: AsUser, python: str) -> tuple[Path, Path]:
     shutil.chown(IMAGES, USER)
     with locked():
         base = _base()
-        image_key = _key(checkout, IMAGE_INPUTS, " ".join(DEBOOTSTRAP))
+        image_key = _key(checkout, IMAGE_INPUTS, " ".join((*DEBOOTSTRAP, SQUASHFS)))
         image = IMAGES / f"image-{image_key}.sif"
         overlay = IMAGES / f"overlay-{_key(checkout, OVERLAY_INPUTS, image_key)}.img"
         profile = _profile(image, overlay, base)

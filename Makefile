@@ -12,7 +12,7 @@ REQUIREMENTS := requirements.txt requirements-dev.txt
 # Named after the pins: other pins are another file, which is then not there yet.
 INSTALLED := $(VENV)/installed-$(shell cat $(REQUIREMENTS) | sha256sum | cut -c1-12)
 
-.PHONY: demo test check cluster-test image setup clean help
+.PHONY: demo test check cluster-test cluster-soak image setup clean help
 
 demo: setup ## the whole pipeline on drawn pictures; prints the path of its page
 	@$(PYTHON) launch.py demo
@@ -30,6 +30,9 @@ check: $(INSTALLED) ## style (ruff, shellcheck) and types (mypy)
 cluster-test: setup ## tests on a real Slurm with a real Apptainer: needs root and .ci/packages.sh
 	@$(PYTHON) -m pytest tests/cluster
 
+cluster-soak: setup ## each way a job can be stopped, five times; half an hour
+	@BLIP_ART_SOAK=5 $(PYTHON) -m pytest tests/cluster/test_runs.py -k "signal or limit or preempt or dead"
+
 image: $(INSTALLED) ## the image that jobs run in, blip_art.sif; needs Apptainer
 	@$(PYTHON) launch.py image build
 
@@ -40,7 +43,7 @@ clean: ## remove what was installed and cached; runs/ and data/ stay
 	@rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 help: ## this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 24
 
 # /usr/bin/python3 first: an interpreter below somebody's home cannot be run by other users.
 # 'incomplete' stays behind when an install is interrupted; the environment is then made anew.

@@ -59,10 +59,13 @@ def up() -> None:
                "grant all on slurm_acct_db.* to slurm@'127.0.0.1'"))
     _start("slurmdbd", lambda: ["slurmdbd"], ready=lambda: _works("sacctmgr", "-n", "show", "user"))
     _make_accounts()
+    controlled = bool(_pid("slurmctld"))
     _start("slurmctld", lambda: ["slurmctld", "-f", str(SLURM_CONF)],
            ready=lambda: _works("scontrol", "ping"))
     for node in NODES:
         start_node(node)
+    if not controlled:  # jobs of before the machine was switched off would be queued again
+        _try("scancel", "--user", USER)
     wait_until(nodes_are_up, 60, "nodes idle")
 
 
@@ -260,7 +263,7 @@ def main() -> None:
     parser.add_argument("node", nargs="?", choices=NODES, default=NODES[0])
     options = parser.parse_args()
     try:
-        {"up": up, "down": down, "status": lambda: _run("sinfo"),
+        {"up": up, "down": down, "status": lambda: print(_try("sinfo", "-N", "-l").stdout),
          "start-node": lambda: start_node(options.node),
          "kill-node": lambda: kill_node(options.node)}[options.what]()
     except (Missing, TimeoutError) as error:

@@ -189,16 +189,19 @@ def report(run: RunDir, rank: int, state: str, *checks: Check) -> None:
 
 def test_the_job_is_signalled_when_all_ranks_wait_and_reports_are_joined(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    door = slurm(squeue=RUNNING, scancel="")
     gpu = warn("PyTorch sees no GPU")
     for rank in (0, 1):
         report(run, rank, "waiting for the signal", gpu)
+    state = {"now": RUNNING}
 
-    def answered(_: float) -> None:
-        if ("scancel", "--signal=USR2", "7") in door.calls:
+    def door(argv: Sequence[str]) -> Completed:
+        if argv[0] == "scancel":
+            assert list(argv[1:]) == ["--signal=USR2", "7"]
             report(run, 0, "done", gpu, ok("SIGUSR2 reached Python"))
             report(run, 1, "done", gpu, fail("no signal in 90 s"))
-    found = list(Watch(run, "7", 2, door, answered).until_done(60))
+            state["now"] = RUNNING.replace("RUNNING", "COMPLETED")
+        return Completed(0, state["now"])
+    found = list(Watch(run, "7", 2, Slurm(door), lambda _: None).until_done(60))
     assert [check.what for check in found[:-1]] == [
         "PyTorch sees no GPU (2 ranks)", "SIGUSR2 reached Python", "no signal in 90 s (rank 1)"]
     assert found[-1].what.startswith("signal round trip")

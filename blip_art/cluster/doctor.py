@@ -28,6 +28,7 @@ STAGE = "doctor"
 JOB_MIN = 5
 LOOK_S = .5
 ASK_S = 5.0
+END_S = 30.0
 SIGNAL = "USR2"
 # Hidden: it is no run, and status does not show it.
 FOLDER = Path("runs", ".doctor")
@@ -146,12 +147,27 @@ class Watch:
                 f" (rank {found[0]})" if found != [0] else "")
             yield dataclasses.replace(check, what=check.what + of)
 
+    def _left(self) -> Iterable[Check]:
+        """How the job ends once its ranks have said all they have to say."""
+        until = time.monotonic() + END_S
+        row = self._ask()
+        while row and row.alive and time.monotonic() < until:
+            self._sleep(1)
+            row = self._ask()
+        if row and row.alive:
+            self._slurm.cancel([self._job_id])
+        if row and row.state != "COMPLETED":
+            yield fail(f"the job is {row.state.lower()} instead of completed after its ranks were "
+                       "done", "a job that was told to save would not end well; its words: "
+                               f"{self._run.slurm}")
+
     def _end(self, row: Optional[QueueRow], signalled: float) -> Iterable[Check]:
         states = [str(report.get("state")) for report in self._reports()]
         if len(states) == self._ranks and set(states) == {"done"}:
             if signalled:
                 yield ok(f"signal round trip: {time.monotonic() - signalled:.1f} s from scancel "
                          "to what Python wrote")
+            yield from self._left()
             return
         log = newest(self._run, STAGE)
         where = f"its words: {log.path}" if log else f"look into {self._run.slurm}"

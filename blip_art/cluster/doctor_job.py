@@ -13,6 +13,7 @@ import os
 import platform
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -63,17 +64,25 @@ def main(argv: Optional[List[str]] = None) -> int:
         began = time.monotonic()
         while not stop and time.monotonic() - began < SIGNAL_LIMIT_S:
             time.sleep(.05)
-        found.append(ok(f"SIG{_name(stop.signal)} reached Python") if stop.signal else fail(
-            f"no signal in {SIGNAL_LIMIT_S:.0f} s", "a shell between Slurm and Python swallows it: "
-            "jobs could not save before their time limit"))
+        found += guarded(signalled, stop.signal)
     _write(report, found, "done")
     return 0
 
 
-def _name(number: Optional[int]) -> str:
-    import signal
-
-    return signal.Signals(number or 0).name[3:]
+def signalled(number: Optional[int]) -> Iterable[Check]:
+    """The signal came to Python, and left it what it needs to save."""
+    if not number:
+        yield fail(f"no signal in {SIGNAL_LIMIT_S:.0f} s", "a shell between Slurm and Python "
+                   "swallows it: jobs could not save before their time limit")
+        return
+    yield ok(f"{signal.Signals(number).name} reached Python")
+    time.sleep(1)  # as long as what else it reached may take to end
+    try:
+        os.listdir(sys.prefix)
+        Path(sys.executable).read_bytes()
+    except OSError as error:
+        yield fail(f"the signal ended the image's file system ({error.strerror})",
+                   "jobs must go through singularity/run.sh, which keeps signals from the mounts")
 
 
 def _write(path: Path, found: List[Check], state: str) -> None:
@@ -102,7 +111,10 @@ def wrapper(args: argparse.Namespace) -> Iterable[Check]:
 def affinity(args: argparse.Namespace) -> Iterable[Check]:
     """CPUs this task may use, against those it asked for."""
     mine = len(os.sched_getaffinity(0))
-    if mine < args.cpus:
+    if mine < args.cpus and mine == os.cpu_count():
+        yield warn(f"{args.cpus} CPUs were asked for, the whole node has {mine}",
+                   "ranks will share them; Slurm believes there are more")
+    elif mine < args.cpus:
         yield fail(f"{mine} CPUs are this task's, {args.cpus} were asked for",
                    "Slurm's srun was not told: see srun's --cpus-per-task in the batch script")
     elif mine > args.cpus:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -44,10 +46,11 @@ def md5(path):
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
-def run(*args):
+def run(*args, **environ):
     """The command; returns exit code, output and error output."""
     done = subprocess.run([sys.executable, "-m", "blip_art.data", *map(str, args)],
-                          capture_output=True, text=True, check=False)
+                          capture_output=True, text=True, check=False,
+                          env={**os.environ, **environ})
     return done.returncode, done.stdout, done.stderr
 
 
@@ -60,6 +63,22 @@ def test_prepare_writes_the_original_file_names_and_says_which_split(folder, tmp
         "iconclassTrain.json", "iconclassVal.json", "iconclassTest.json",
         "iconclassTrain_split.json", "iconclassVal_split.json", "iconclassTest_split.json",
         "art_gt/art_val_gt.json", "art_gt/art_test_gt.json", "manifest.json", "texts.json"}
+
+
+def test_prepare_ends_with_the_command_that_parses_what_it_wrote(folder, tmp_path):
+    out = tmp_path / "my annotations"
+    _, output, _ = run("prepare", folder, "-o", out)
+    line = next(line for line in output.splitlines() if line.startswith("  python -m blip_art"))
+    _, *arguments = shlex.split(line)
+    command = subprocess.run([sys.executable, *arguments], capture_output=True, text=True,
+                             env={**os.environ, "BLIP_ART_PARSES": str(tmp_path / "p.sqlite")},
+                             check=True)
+    assert "5 distinct references; 5 not parsed before" in command.stderr
+    code, output, errors = run("prepare", folder, "-o", out, "--parse",
+                               BLIP_ART_PARSES=str(tmp_path / "p.sqlite"))
+    assert code == 0
+    assert "0 not parsed before" in errors
+    assert "next, for SPICE" not in output
 
 
 def test_pairs_and_ground_truth_have_the_original_format(folder, tmp_path):

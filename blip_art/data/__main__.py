@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import subprocess
+import sys
 from pathlib import Path
+from typing import List
 
 from blip_art.data.archive import ARCHIVE_MD5, open_archive
 from blip_art.data.captions import STYLES, Style
 from blip_art.data.datasets import load_pairs, unique_pictures
 from blip_art.data.iconclass import LANGUAGES
-from blip_art.data.prepare import Options, prepare, summary
+from blip_art.data.prepare import Options, prepare, reference_files, summary
 from blip_art.data.splits import SPLITS
-from blip_art.errors import exit_cleanly
+from blip_art.errors import EXIT_FAILED, exit_cleanly
 
 EXAMPLES = """
 examples:
@@ -31,12 +35,22 @@ examples:
 """
 
 
-def main() -> None:
+# SPICE parses each reference once, ever: hours of one core for a whole split.
+PARSE = ("-m", "blip_art.score", "prepare")
+PARSE_HINT = """\
+next, for SPICE: parse the references once, ahead of scoring, on all cores or in an array of 16 jobs
+  python {command}
+  sbatch --array=0-15 --cpus-per-task=4 --wrap='python {command} \\
+    --shard $((SLURM_ARRAY_TASK_ID + 1))/16'"""
+
+
+def main() -> int:
+    """Run the command; returns its exit code."""
     args = _parser().parse_args()
-    args.command(args)
+    return int(args.command(args) or 0)
 
 
-def _prepare(args: argparse.Namespace) -> None:
+def _prepare(args: argparse.Namespace) -> int:
     images = args.images or Path(args.output).absolute().parent / "Dataset"
     style = Style(args.style, args.keys == "on", args.parents)
     archive = open_archive(args.archive, images, args.md5, pictures=args.pictures == "check")
@@ -47,6 +61,16 @@ def _prepare(args: argparse.Namespace) -> None:
     if archive.images:
         print(f"pictures: {archive.images} (data.images in the configuration)")
     print(f"annotations: {args.output}")
+    return _parse_ahead([str(path) for path in reference_files(args.output)], args.parse)
+
+
+def _parse_ahead(references: List[str], now: bool) -> int:
+    """Parse references, or say how; scoring does what is left of it."""
+    if not now:
+        print(PARSE_HINT.format(command=shlex.join([*PARSE, *references])))
+        return 0
+    done = subprocess.run([sys.executable, *PARSE, *references], check=False)
+    return EXIT_FAILED if done.returncode == 1 else done.returncode
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -116,6 +140,9 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
                              "(default: Dataset beside the output)")
     parser.add_argument("--seed", type=int, default=42,
                         help="of the random and grouped splits (default 42)")
+    parser.add_argument("--parse", action="store_true",
+                        help="then parse the references for SPICE (hours for a whole split, "
+                             "once; stop it and run it again as you like)")
     parser.add_argument("--md5", default=ARCHIVE_MD5,
                         help="what the zip must have; none takes any (default: the test set's)")
     parser.set_defaults(command=_prepare)

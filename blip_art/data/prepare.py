@@ -58,6 +58,7 @@ def prepare(archive: Archive, output: PathLike, options: Options) -> Dict[str, A
     # The first write tells whether the folder can be written to, before the long work.
     write_json(output / "manifest.json", {"state": "unfinished; run prepare again"})
     prepared = annotate(archive, options)
+    truth_paths = dict(zip(PARTS[1:], truth_files(output)))
     for name, part in zip(PARTS, prepared.split):
         captions = [(prepared.captions[image], image, number) for image, number in part]
         joined = [_record(of_one.joined, image, number) for of_one, image, number in captions]
@@ -65,15 +66,26 @@ def prepare(archive: Archive, output: PathLike, options: Options) -> Dict[str, A
         write_json(output / f"iconclass{name}_split.json", [
             _record(caption, image, number)
             for of_one, image, number in captions for caption in of_one.split])
-        if name != "Train":
+        if name in truth_paths:
             truth = ground_truth(Pair(r["image"], (r["caption"],), r["image_id"]) for r in joined)
-            write_json(output / "art_gt" / f"art_{name.lower()}_gt.json", truth)
+            write_json(truth_paths[name], truth)
     # Notation to text as it was now: a later version of the vocabulary may say it otherwise.
     write_json(output / "texts.json", {
         "iconclass": prepared.manifest["iconclass"], "language": options.language,
         "texts": prepared.texts})
     write_json(output / "manifest.json", prepared.manifest, indent=1)
     return prepared.manifest
+
+
+def truth_files(output: PathLike) -> List[Path]:
+    """Ground truth for scoring: of validation and test pictures."""
+    return [Path(output, "art_gt", f"art_{name.lower()}_gt.json") for name in PARTS[1:]]
+
+
+def reference_files(output: PathLike) -> List[Path]:
+    """All that runs are scored against: ground truth, and phrases where captions are phrases."""
+    return [*truth_files(output), *(Path(output, f"iconclass{name}_split.json")
+                                    for name in PARTS[1:])]
 
 
 def annotate(archive: Archive, options: Options) -> Prepared:

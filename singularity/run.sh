@@ -30,6 +30,30 @@ TMPDIR=$scratch/blip_art-${USER:-$(id -un)}-${SLURM_JOB_ID:-$$}
 (umask 077 && mkdir -p "$TMPDIR") || fail "cannot write to scratch folder $scratch on $(hostname);" \
     "free space or name another one ('scratch' in the site profile)"
 
+# A signal of Slurm goes to every process of a step, and would end those that serve the image's
+# files. Apptainer finds them in PATH; there they get a name below which signals are blocked.
+shield() {
+    local shields=$TMPDIR/fuse name real
+    local block=("$(command -v env)" "--block-signal=TERM,USR1,USR2")
+    if ! "${block[@]}" true 2>/dev/null; then  # coreutils before 8.31
+        block=("$(command -v python3 || echo /usr/libexec/platform-python)" -c "import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+os.execv(sys.argv[1], sys.argv[1:])")
+        [[ -x ${block[0]} ]] || return 0
+    fi
+    mkdir -p "$shields"
+    for name in squashfuse_ll squashfuse fuse2fs fuse-overlayfs gocryptfs; do
+        real=$(command -v "$name") || continue
+        printf '#!/bin/bash\nexec %s "$@"\n' "$(printf '%q ' "${block[@]}" "$real")" \
+            >"$shields/$name.$$"
+        chmod +x "$shields/$name.$$"
+        mv "$shields/$name.$$" "$shields/$name"
+        [[ -x $shields/$name ]] || return 0  # scratch may be mounted noexec
+    done
+    PATH=$shields:$PATH
+}
+shield
+
 # The image is read-only, and so is the overlay: whatever writes, writes here.
 export TMPDIR MPLCONFIGDIR=$TMPDIR TRITON_CACHE_DIR=$TMPDIR/triton
 export PYTHONDONTWRITEBYTECODE=1

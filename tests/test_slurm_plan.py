@@ -70,7 +70,7 @@ def test_one_task_a_gpu_asks_for_as_many_tasks_and_starts_no_torchrun(tmp_path: 
     site = profile(tmp_path, "layout: gpu\ngres: ''\n")
     place = batch.slurm_place(site, tmp_path, 4)
     stage = batch.train_stages(place, RunDir("runs/a"), "a.yaml", scored=False)[0]
-    asked = batch.submitit_parameters(site, stage, tmp_path, tmp_path)
+    asked = batch.submitit_parameters(site, stage)
     assert (asked["ntasks_per_node"], asked["cpus_per_task"]) == (4, 8)
     assert "gres" not in asked
     assert stage.jobs[0].argv[:3] == (site.python, "-m", "blip_art.train")
@@ -82,7 +82,7 @@ def test_a_sweeps_scores_wait_for_their_own_training(tmp_path: Path) -> None:
     runs = [RunDir(f"runs/s/{n}") for n in range(3)]
     train, score = batch.sweep_stages(place, runs, [train_job(place, "a.yaml", r) for r in runs],
                                       nodes=1, parallel=2)
-    assert batch.submitit_parameters(site, train, tmp_path, tmp_path)["array_parallelism"] == 2
+    assert batch.submitit_parameters(site, train)["array_parallelism"] == 2
     assert batch.dependency(score, {"train": "12"}) == "aftercorr:12"
     assert [job.argv[-1] for job in score.jobs] == [str(run.path) for run in runs]
 

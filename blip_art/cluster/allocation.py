@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -64,25 +65,52 @@ def run_in_allocation(job: Job, folder: str) -> int:
     """Run a job's command as one task of its step; ends the process with the command's exit code.
 
     A command that was told to stop before its end leaves a request in `folder`, which the batch
-    script (slurm/requeue.sh) answers by queueing the job again: the image has no scontrol.
+    script (slurm/job.sh) answers by queueing the job again: the image has no scontrol.
     """
-    os.environ["PYTHONUNBUFFERED"] = "1"
     task = Task.read(os.environ)
     job = for_task(job, task)
-    notes: List[int] = []
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda received, frame: notes.append(received))
-    code = _run(job, notes, task)
-    if notes and not (code == 0 and _finished(job)):
-        if task.rank == 0:
-            name = signal.Signals(notes[0]).name
-            write_text(Path(folder, f"requeue_{task.job_id}"), f"{name}\n")
+    stop = StopNote(Path(folder), task)
+    code = _run(job, stop, task)
+    if stop and not (code == 0 and _finished(job)):
         code = EXIT_INTERRUPTED
+    else:
+        stop.withdraw()
     if code:
         # Not an exception, whose traceback submitit would print below the command's own last line.
         sys.stdout.flush()
         os._exit(code)
     return 0
+
+
+class StopNote:
+    """True once the job was told to stop: by a signal, or by the batch script's file.
+
+    The request to be queued again is written at once: a signal to all of the step may also end the
+    processes that serve the image's files, and then the command fails.
+    """
+
+    def __init__(self, folder: Path, task: Task) -> None:
+        self._told: List[str] = []
+        self._file = folder / f"stop_{task.job_id}"
+        self._request = folder / f"requeue_{task.job_id}" if task.rank == 0 else None
+        self._written = False
+        for number in STOP_SIGNALS:
+            signal.signal(number, lambda received, frame: self._told.append(
+                signal.Signals(received).name))
+
+    def __bool__(self) -> bool:
+        if not self._told and self._request and self._file.exists():
+            self._told.append(self._file.read_text(encoding="utf-8").strip() or "SIGUSR2")
+        if self._told and self._request and not self._written:
+            write_text(self._request, f"{self._told[0]}\n")
+            self._written = True
+        return bool(self._told)
+
+    def withdraw(self) -> None:
+        """The command came to its end after all."""
+        if self._request:
+            with contextlib.suppress(FileNotFoundError):
+                self._request.unlink()
 
 
 def for_task(job: Job, task: Task) -> Job:
@@ -119,7 +147,7 @@ def expand_nodes(listed: str) -> List[str]:
     return nodes
 
 
-def _run(job: Job, notes: List[int], task: Task) -> int:
+def _run(job: Job, stop: StopNote, task: Task) -> int:
     log = Path(job.cwd, job.log)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab", buffering=0) as output:
@@ -135,7 +163,7 @@ def _run(job: Job, notes: List[int], task: Task) -> int:
             return EXIT_FAILED
         told = 0.0
         while child.poll() is None:
-            if notes and time.monotonic() - told > REPEAT_S:
+            if stop and time.monotonic() - told > REPEAT_S:
                 told = time.monotonic()
                 # Ranks save and leave together; other commands lose nothing by ending at once.
                 number = signal.SIGUSR2 if job.layout else signal.SIGTERM

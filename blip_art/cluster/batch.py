@@ -114,14 +114,8 @@ def needed_binds(cwd: Path, runs: Sequence[RunDir], site: Site) -> List[str]:
     return [str(folder) for folder in sorted(outside)]
 
 
-def submitit_parameters(site: Site, stage: Stage, code: Path, folder: Path,
-                        dependency: str = "") -> Dict[str, Any]:
-    """What submitit's SlurmExecutor is told; it refuses words it does not know.
-
-    Args:
-        folder: where the batch script looks for a request to be queued again.
-        dependency: as sbatch takes it, all of it.
-    """
+def submitit_parameters(site: Site, stage: Stage, dependency: str = "") -> Dict[str, Any]:
+    """What submitit's SlurmExecutor is told; it refuses words it does not know."""
     gpu = stage.gpus > 0
     tasks = stage.gpus if gpu and site.layout == "gpu" else 1
     cpus = (site.cpus_per_gpu * stage.gpus // tasks) if gpu else site.cpu_cpus
@@ -134,27 +128,27 @@ def submitit_parameters(site: Site, stage: Stage, code: Path, folder: Path,
         "gres": site.gres.format(gpus=stage.gpus) if gpu else "", "dependency": dependency}
     return {
         **{key: value for key, value in asked.items() if value not in ("", None)},
-        "wckey": None, "signal_delay_s": site.signal_delay_s, "stderr_to_stdout": True,
+        "wckey": None, "stderr_to_stdout": True,
         "array_parallelism": stage.parallel or max(1, len(stage.jobs)),
-        "srun_args": [f"--cpus-per-task={cpus}", *_SRUN],
-        # A job whose condition can no longer be met must not wait for ever.
-        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes",
-                                  **(site.sbatch if gpu else site.cpu_sbatch)},
-        "setup": setup_lines(site), "teardown": [requeue_line(site, code, folder)]}
+        # slurm/job.sh calls srun, to be there when a signal comes.
+        "use_srun": False,
+        "additional_parameters": {
+            # To the batch script alone: see slurm/job.sh.
+            "signal": f"B:USR2@{site.signal_delay_s}",
+            # A job whose condition can no longer be met must not wait for ever.
+            "requeue": True, "kill-on-invalid-dep": "yes",
+            **(site.sbatch if gpu else site.cpu_sbatch)},
+        "setup": [*(f"module load {shlex.quote(name)}" for name in site.modules), *site.setup]}
 
 
-def setup_lines(site: Site) -> List[str]:
-    """Shell lines before srun."""
-    # A shell that has a handler outlives the signal, and can then queue the job again.
-    return ["trap : TERM USR1 USR2",
-            *(f"module load {shlex.quote(name)}" for name in site.modules), *site.setup]
-
-
-def requeue_line(site: Site, code: Path, folder: Path) -> str:
-    """The batch script's last line."""
-    script = shlex.join(["bash", str(code / "slurm" / "requeue.sh"), str(folder),
-                         str(site.max_requeues)])
-    return f'exec {script} "$?"'
+def job_command(site: Site, stage: Stage, code: Path, folder: Path, pickles: Path) -> str:
+    """What submitit takes for Python in its batch script."""
+    cpus = submitit_parameters(site, stage)["cpus_per_task"]
+    numbers = "%A_%a" if len(stage.jobs) > 1 else "%j"
+    return "exec " + shlex.join([
+        "bash", str(code / "slurm" / "job.sh"), str(folder), str(site.max_requeues),
+        "srun", "--unbuffered", f"--output={pickles}/{numbers}_%t_log.out",
+        f"--cpus-per-task={cpus}", *_SRUN, str(wrapper_path(folder))])
 
 
 def job_name(stage: Stage) -> str:

@@ -11,12 +11,13 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Dict, Iterator, List, Mapping, Sequence
 
 from blip_art.cluster.allocation import run_in_allocation
 from blip_art.cluster.batch import (
     Stage,
     dependency,
+    job_command,
     log_pattern,
     needed_binds,
     submitit_parameters,
@@ -99,7 +100,7 @@ def _submit_stage(stage: Stage, to: Submission, numbers: Dict[str, str]) -> str:
     submitit = import_submitit()
     executor = _executor(stage, to, numbers)
     # submitit reads its jobs' signal handlers from the class that is pickled, not from here.
-    with _refusals_explained(stage, to.site, submitit), _scrubbed():
+    with _refusals_explained(stage, to.site, submitit), _scrubbed(executor.parameters):
         with executor.batch():
             handles = [executor.submit(run_in_allocation, job, str(to.folder.absolute()))
                        for job in stage.jobs]
@@ -116,9 +117,10 @@ def _executor(stage: Stage, to: Submission, numbers: Dict[str, str]) -> Any:
         def affinity(cls) -> int:
             return 2
 
-    executor = Executor(to.pickles, python=shlex.quote(str(wrapper_path(to.folder).absolute())))
+    executor = Executor(to.pickles, python=job_command(
+        to.site, stage, to.code.resolve(), to.folder.absolute(), to.pickles))
     executor.update_parameters(**submitit_parameters(
-        to.site, stage, to.code.resolve(), to.folder.absolute(), dependency(stage, numbers)))
+        to.site, stage, dependency(stage, numbers)))
     return executor
 
 
@@ -165,11 +167,13 @@ def _hint(reason: str, site: Site) -> str:
 
 
 @contextlib.contextmanager
-def _scrubbed() -> Iterator[None]:
-    """sbatch without variables that an outer job leaked: they would change what is asked for."""
+def _scrubbed(asked: Mapping[str, Any]) -> Iterator[None]:
+    """sbatch without variables that an outer job leaked, or that would change what is asked for:
+    SBATCH_PARTITION wins over a batch script."""
     before = dict(os.environ)
     kept = clean_environment(before)
-    for name in set(before) - set(kept):
+    for name in [name for name in before if name not in kept
+                 or name.startswith("SBATCH_") and name[7:].lower() in asked]:
         del os.environ[name]
     try:
         yield

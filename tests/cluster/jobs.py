@@ -48,6 +48,11 @@ class Runs:
         """The id of the newest job of a stage."""
         return next(job.job_id for job in reversed(read_jobs(run)) if job.stage == stage)
 
+    def node(self, run: RunDir) -> str:
+        """Where its newest training runs."""
+        done = self.cluster.run(["squeue", "-h", "-j", self.job(run), "-o", "%N"])
+        return done.stdout.strip()
+
     def wait(self, run: RunDir, state: str = "finished", timeout: float = 300) -> None:
         self.cluster.wait(lambda: state_of(run) == state, timeout,
                           f"{run.name} to be {state}; {state_of(run)}; {self.said(run)}")

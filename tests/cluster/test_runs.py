@@ -57,12 +57,13 @@ def test_a_signal_saves_and_queues_again(runs: Runs, undisturbed: RunDir, time: 
 @each_time
 def test_a_time_limit_saves_and_queues_again(runs: Runs, undisturbed: RunDir, time: int) -> None:
     run = runs.train(f"limit{time}", "train.epochs=30", time_min=2, signal_delay_s=85)
-    runs.cluster.wait(lambda: runs.starts(run) > 1, 200, "a second start")
+    runs.cluster.wait(lambda: runs.starts(run) > 1 and read_jsonl(run.train_log), 300,
+                      f"a second start; {runs.said(run)}")
     runs.cluster.run(["scancel", runs.job(run)])
     runs.wait_until_gone(run)
     assert read_jsonl(run.train_log)[0]["loss"] > 0
-    batch = next(run.slurm.glob("submitit/*_0_log.out")).read_text()
-    assert "was stopped: SIGUSR2" in batch
+    batch = runs.said(run)
+    assert "was stopped: SIGUSR2" in batch, batch
     assert "is queued again (restart 1 of at most 20)" in batch
 
 
@@ -70,8 +71,8 @@ def test_a_time_limit_saves_and_queues_again(runs: Runs, undisturbed: RunDir, ti
 def test_preemption_saves_and_goes_on_later(runs: Runs, undisturbed: RunDir, time: int) -> None:
     run = runs.train(f"preempted{time}", partition="preempt")
     runs.wait_for_checkpoint(run)
-    urgent = ["sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--time=1",
-              "--output=/dev/null", "--wrap=sleep 5"]
+    urgent = ["sbatch", "--partition=urgent", f"--nodelist={runs.node(run)}", "--exclusive",
+              "--time=1", "--output=/dev/null", "--wrap=sleep 5"]
     assert runs.cluster.run(urgent).returncode == 0
     goes_on_as_if_undisturbed(runs, run, undisturbed)
 
@@ -80,7 +81,7 @@ def test_preemption_saves_and_goes_on_later(runs: Runs, undisturbed: RunDir, tim
 def test_a_dead_node_costs_what_was_not_saved(runs: Runs, undisturbed: RunDir, time: int) -> None:
     run = runs.train(f"node{time}")
     runs.wait_for_checkpoint(run)
-    node = runs.cluster.run(["squeue", "-h", "-j", runs.job(run), "-o", "%N"]).stdout.strip()
+    node = runs.node(run)
     runs.cluster.kill_node(node)
     runs.cluster.wait(lambda: runs.queue("-j", runs.job(run), "-t", "PENDING"), 120, "requeue")
     runs.cluster.start_node(node)
@@ -89,7 +90,7 @@ def test_a_dead_node_costs_what_was_not_saved(runs: Runs, undisturbed: RunDir, t
 
 def goes_on_as_if_undisturbed(runs: Runs, run: RunDir, undisturbed: RunDir) -> None:
     runs.wait(run)
-    assert runs.starts(run) == 2
+    assert runs.starts(run) == 2, runs.said(run)
     assert last_weights(run) == last_weights(undisturbed)
     losses = [[row["loss"] for row in read_jsonl(one.train_log)] for one in (run, undisturbed)]
     assert losses[0] == losses[1]
@@ -117,7 +118,7 @@ def test_a_cancelled_run_stays_cancelled(runs: Runs) -> None:
 
 
 def test_a_sweep_is_an_array_that_is_submitted_once(runs: Runs) -> None:
-    sweep = runs.folder / "sweep.yaml"
+    sweep = runs.folder / "six.yaml"
     sweep.write_text("config: mini/config.yaml\nparallel: 2\ngrid: {train.lr: [1e-3, 2e-3, 3e-3]}\n"
                      "seeds: [1, 2]\nset: {train.epochs: 1, train.batch_size: 2}\n")
     words: list[str | Path] = ["sweep", sweep, "--gpus", "2"]
@@ -125,7 +126,7 @@ def test_a_sweep_is_an_array_that_is_submitted_once(runs: Runs) -> None:
     assert "6 runs; 6 to submit, 0 in the queue, 0 trained" in first.stderr, first.stderr
     again = runs.launch(*words)
     assert "6 runs; 0 to submit, 6 in the queue" in again.stderr
-    members = [RunDir(path.parent) for path in (runs.folder / "runs/sweep").glob("*/slurm")
+    members = [RunDir(path.parent) for path in (runs.folder / "runs/six").glob("*/slurm")
                if path.parent.name != "code"]
     members = [run for run in members if run.jobs.exists()]
     assert len(members) == 6
@@ -134,9 +135,9 @@ def test_a_sweep_is_an_array_that_is_submitted_once(runs: Runs) -> None:
     most = 0
     def over() -> bool:
         nonlocal most
-        running = runs.queue("-t", "RUNNING", "-p", "gpu")
+        running = runs.queue("-t", "RUNNING", "-n", "train-six")
         most = max(most, len(running))
-        return not runs.queue("-n", "train-sweep,score-sweep,collect-sweep")
+        return not runs.queue("-n", "train-six,score-six,collect-six")
     runs.cluster.wait(over, 400, "the sweep's end")
     assert most == 2
     finished = [run for run in members if state_of(run) == "finished"]

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Usage: job.sh FOLDER MAX COMMAND…     all of a batch script, on the node, outside the container
+#
+# Runs COMMAND (srun …). The signal that Slurm sends this shell before the time limit
+# (--signal=B:USR2@120) becomes the file FOLDER/stop_JOBID, which the job looks for: sent to the
+# step, it would also end the processes that serve the image's files. A job that was stopped before
+# its end leaves FOLDER/requeue_JOBID and is queued again here, at most MAX times.
+set -euo pipefail
+folder=${1:?folder of the requests} max=${2:?most restarts}
+: "${3:?command to run}" "${SLURM_JOB_ID:?run by a batch script of Slurm}"
+shift 2
+stop=$folder/stop_$SLURM_JOB_ID request=$folder/requeue_$SLURM_JOB_ID
+# The first element of an array has the array's own number, which would mean all of them.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+restarts=${SLURM_RESTART_COUNT:-0}
+
+told="" interrupted=""
+# shellcheck disable=SC2317  # the traps call it
+note() { told=$1 interrupted=yes; echo "$1" >"$stop"; }
+trap 'note SIGUSR2' USR1 USR2
+trap 'note SIGTERM' TERM
+rm -f "$stop" "$request"
+"$@" &
+step=$!
+while :; do
+    code=0 interrupted=""
+    wait "$step" || code=$?
+    [[ $interrupted ]] || break
+done
+
+if [[ -e $request ]]; then
+    reason=$(<"$request")
+elif ((code)) && [[ $told ]]; then
+    reason=$told
+elif ((code == 140)); then
+    reason="SIGUSR2 before it could listen"
+fi
+rm -f "$stop" "$request"
+[[ ${reason:-} ]] || exit "$code"
+echo "job $job was stopped: $reason"
+((code)) || code=130
+state=$(squeue --noheader --jobs="$job" --format=%T || true)
+if [[ $state != RUNNING ]]; then
+    echo "job $job is ${state:-gone}: not queued again"
+elif ((restarts >= max)); then
+    echo "job $job was queued again $restarts times, which is the site's limit (max_requeues);" \
+        "'launch.py resume' goes on by hand"
+elif scontrol requeue "$job"; then
+    echo "job $job is queued again (restart $((restarts + 1)) of at most $max)"
+    trap - TERM
+    sleep 60  # Slurm ends this script; to end by itself would look like the job's end
+fi
+exit "$code"

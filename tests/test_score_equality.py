@@ -8,6 +8,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,11 +40,26 @@ ODD = ["", "   ", ".", "T.V.", "A cat & a dog's \"tail\" -- 50% off; it's 1/2 #1
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """An engine in a country where METEOR's numbers have commas."""
+def italy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a country where METEOR's numbers have commas."""
+    environ = {**os.environ, "LC_ALL": "it_IT.UTF-8",
+               "JAVA_TOOL_OPTIONS": "-Duser.language=it -Duser.country=IT"}
+    if shutil.which("localedef") and Path("/usr/share/i18n/locales/it_IT").exists():
+        folder = tmp_path_factory.mktemp("locales")
+        subprocess.run(["localedef", "-i", "it_IT", "-f", "UTF-8", folder / "it_IT.UTF-8"],
+                       check=True)
+        environ["LOCPATH"] = str(folder)
+        shown = subprocess.run(
+            [java.find_java_home("", os.environ) / "bin/java", "-XshowSettings:locale", "-version"],
+            env={**environ, "JAVA_TOOL_OPTIONS": ""}, capture_output=True, text=True, check=True)
+        assert "default locale = italiano (Italia)" in shown.stderr
+    return environ
+
+
+@pytest.fixture(scope="module")
+def engine(italy: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """An engine in Italy."""
     corenlp.fetch(corenlp.cache_folder(), corenlp.sources_from())
-    italy = {**os.environ, "LC_ALL": "it_IT.UTF-8",
-             "JAVA_TOOL_OPTIONS": "-Duser.language=it -Duser.country=IT"}
     parses = tmp_path_factory.mktemp("parses") / "new.sqlite"
     with Engine(environ=italy, parses=parses) as engine:
         yield engine

@@ -82,6 +82,43 @@ def test_signals_of_the_job_do_not_reach_java(workers: Workers) -> None:
     assert workers.pid == pid
 
 
+HEEDLESS = """
+import os, signal, sys
+from blip_art.score.__main__ import main
+for number in (signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, lambda *_: None)
+print("ready", flush=True)
+code = main(sys.argv[1:])
+sys.stdout.flush()
+os._exit(code)
+"""
+
+
+@pytest.mark.usefixtures("jars")
+def test_slurms_warning_to_every_process_of_a_job_harms_nothing(tmp_path: Path) -> None:
+    """From the first moment of a worker on, before it can say that it ignores signals."""
+    refs = tmp_path / "refs.json"
+    refs.write_text(json.dumps([{"image_id": n, "caption": text} for n, text in enumerate(TEXTS)]))
+    command = subprocess.Popen(
+        [sys.executable, "-c", HEEDLESS, str(refs), str(refs), "--metrics", "meteor,spice"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "BLIP_ART_PARSES": str(tmp_path / "parses.sqlite")})
+    assert command.stdout
+    assert command.stdout.readline() == "ready\n"
+    told: set[int] = set()
+    while command.poll() is None:
+        children = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text().split()
+        told.update(map(int, children))
+        for pid in (command.pid, *map(int, children)):
+            for number in (signal.SIGUSR1, signal.SIGUSR2):
+                os.kill(pid, number)
+        time.sleep(0.02)
+    output, errors = command.communicate()
+    assert command.returncode == 0, errors
+    assert "1.000" in output
+    assert len(told) == 1
+
+
 def test_a_silent_worker_is_ended_and_the_caption_named(
         workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     workers.map("tokenize", TEXTS, limit_s)
@@ -127,6 +164,50 @@ def test_a_caption_that_does_not_fit_is_tried_with_more_heap_then_named(jars: li
         assert long.count(["dog"]) > 5
         with pytest.raises(MetricFailed, match=r"30000 words need a heap of \d+ MB.*, at 'word w"):
             workers.map("parse", ["word " * 29999 + "word"], limit_s)
+
+
+BURSTING = """
+import json, os, sys
+from blip_art.score import corenlp, java, java_side, java_spice
+java_spice.CHART_BYTES_A_WORD_SQUARED, java_spice.MODELS_MB = 0, 0
+setup = java.java_setup(heap_mb=300, threads=2)
+paths = java.class_paths(corenlp.find_jars(corenlp.cache_folder()))
+parser = java_spice.SpiceParser(java_side.start(setup.libjvm, setup.options(), paths), 2)
+print(json.dumps(dict(parser.run(json.loads(sys.argv[1])))), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.usefixtures("jars")
+def test_a_parse_that_runs_out_of_memory_is_an_error_in_every_thread() -> None:
+    """CoreNLP would give a flat tree, from which SPICE reads nothing, and say nothing.
+
+    What guesses beforehand whether a text fits is switched off here.
+    """
+    long = [" ".join(LONG.split()[:words]) for words in (100, 101)]
+    done = subprocess.run(
+        [sys.executable, "-c", BURSTING, json.dumps([TEXTS[0], long[0], TEXTS[1], long[1]])],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    parses = json.loads(done.stdout.split("\n")[-2])
+    assert parses["1"] == ["the parser ran out of memory (100 words)"]
+    assert parses["3"] == ["the parser ran out of memory (101 words)"]
+    for number, colour in (("0", "red"), ("2", "green")):
+        # Beside the long ones a short one may be out of memory too; then that is an error.
+        assert ["cat", colour] in parses[number] or "OutOfMemory" in parses[number][0]
+
+
+def test_the_jobs_heap_may_be_too_small_for_a_caption(jars: list[Path], tmp_path: Path) -> None:
+    """It is parsed alone, with all the memory of the job, to what a large heap gives."""
+    long = " ".join(LONG.split()[:70])
+    parses = []
+    for heap_mb in ("400", "4000"):
+        path = tmp_path / f"{heap_mb}.sqlite"
+        with Engine(parses=path, environ={**os.environ, "BLIP_ART_HEAP_MB": heap_mb}) as engine:
+            parses.append(engine.propositions([long, TEXTS[0]]))
+            # The worker of the second try is not kept.
+            assert (engine.worker_pid is None) is (heap_mb == "400")
+    assert parses[0] == parses[1]
+    assert parses[0][long]
 
 
 def test_a_second_death_costs_its_metric_alone_and_the_cache_stays_as_it_was(

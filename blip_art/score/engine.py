@@ -79,11 +79,17 @@ class Engine:
     def java_version(self) -> str:
         return self._setup.version
 
-    def tokenize(self, texts: Sequence[str]) -> List[str]:
-        """Penn Treebank tokens joined by spaces, as every metric reads them."""
+    def tokenize(self, texts: Sequence[str], soon: Sequence[str] = ()) -> List[str]:
+        """Penn Treebank tokens joined by spaces, as every metric reads them.
+
+        Args:
+            soon: metrics that will follow: what Java needs for them is loaded meanwhile.
+        """
         lines = {text: cleaned(text) for text in texts}
         new = [line for line in dict.fromkeys(lines.values()) if line not in self._tokens]
-        self._tokens.update(zip(new, self._workers.map("tokenize", new, _linear_limit_s)))
+        soon = [name for name in soon if name in ("meteor", "spice")]
+        self._tokens.update(zip(new, self._workers.map("tokenize", new, _linear_limit_s,
+                                                       soon=soon)))
         return [self._tokens[lines[text]] for text in texts]
 
     def meteor(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> List[str]:

@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import queue
 import re
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
 
 import jpype
 
-from blip_art.score.java_side import Java, Results, in_threads
-from blip_art.score.paraphrases import Paraphrases, table_of
+from blip_art.score.java_side import Java, Results, field_of, in_threads, set_field
+from blip_art.score.paraphrases import Paraphrases, is_whole, table_of
 
 # METEOR's arguments in pycocoevalcap but '-norm', which is done here, once a text; METEOR reads
 # them from the third on.
@@ -37,9 +38,10 @@ class Meteor:
         self._java, self._threads = java, threads
         package = "edu.cmu.meteor."
         self._scorer_class = java.find("meteor", package + "scorer.MeteorScorer")
-        self._configuration = java.find("meteor", package + "scorer.MeteorConfiguration")
+        self._transducer = java.find("meteor", package + "aligner.ParaphraseTransducer")
         self._normalizer = java.find("meteor", package + "util.Normalizer")
         self._list = jpype.JClass("java.util.ArrayList")
+        self._scorer = self._without_paraphrases()
         self._normalized: Dict[str, str] = {}
         # Texts that the loaded paraphrases serve; None is all.
         self._served: Optional[FrozenSet[str]] = frozenset()
@@ -76,30 +78,46 @@ class Meteor:
         return self._normalized[text]
 
     def _serve(self, texts: FrozenSet[str]) -> None:
-        """Load what METEOR needs for these texts."""
-        if self._served is None or texts and texts <= self._served:
+        """Load the paraphrases of these texts, or all where there is no index."""
+        if self._served is None or texts <= self._served:
             return
-        table = table_of(self._java.class_paths["meteor"])
         index = next(map(Path, self._java.class_paths["paraphrases"]), None)
-        with tempfile.TemporaryDirectory() as folder:
+        if index and is_whole(index):
+            with _table(Paraphrases(index).select(text.lower() for text in texts)) as table:
+                self._load(table)
+            self._served = texts
+        else:
+            self._load(table_of(self._java.class_paths["meteor"]))
             self._served = None
-            if index and index.exists():
-                self._served = texts
-                table = Path(folder) / "paraphrases.gz"
-                rows = Paraphrases(index).select(text.lower() for text in texts)
-                table.write_bytes(gzip.compress(rows, 1))
-            self._load(table)
 
     def _load(self, table: Path) -> None:
+        aligner = field_of(self._scorer, "aligner")
+        set_field(aligner, "paraphrase", self._transducer(_url(table)))
+        self._scorers = queue.SimpleQueue()
+        for _ in range(self._threads):
+            self._scorers.put(self._scorer_class(self._scorer))
+
+    def _without_paraphrases(self) -> Any:
+        """A scorer with all that does not depend on the texts, most of it synonyms."""
+        configuration = self._java.find("meteor", "edu.cmu.meteor.scorer.MeteorConfiguration")
         arguments = jpype.JArray(jpype.JString)(METEOR_ARGUMENTS)
         properties = self._java.find("meteor", "Meteor").createPropertiesFromArgs(arguments, 2)
-        # METEOR looks beside its jar, but not in a folder with a space or '%' in its name.
-        properties.setProperty("paraFile", str(table))
-        scorer = self._scorer_class(self._configuration(properties))
-        self._scorers = queue.SimpleQueue()
-        self._scorers.put(scorer)
-        for _ in range(1, self._threads):
-            self._scorers.put(self._scorer_class(scorer))
+        with _table(b"") as empty:
+            properties.setProperty("paraFile", str(empty))
+            return self._scorer_class(configuration(properties))
+
+
+@contextlib.contextmanager
+def _table(rows: bytes) -> Iterator[Path]:
+    """A file that METEOR reads as its paraphrases."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "paraphrases.gz"
+        path.write_bytes(gzip.compress(rows, 1))
+        yield path
+
+
+def _url(path: Path) -> Any:
+    return jpype.JClass("java.io.File")(str(path)).toURI().toURL()
 
 
 def _on_a_line(text: str) -> str:

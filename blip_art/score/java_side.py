@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import jpype
@@ -58,6 +59,11 @@ def field_of(thing: Any, name: str) -> Any:
     return _opened(thing.getClass().getDeclaredField(name)).get(thing)
 
 
+def set_field(thing: Any, name: str, value: Any) -> None:
+    """Set a field that is not public."""
+    _opened(thing.getClass().getDeclaredField(name)).set(thing, value)
+
+
 def method_of(java_class: Any, name: str, *types: Any) -> Any:
     """A method that is not public, to be called as `method.invoke(thing, ...)`."""
     return _opened(java_class.class_.getDeclaredMethod(name, *(kind.class_ for kind in types)))
@@ -69,8 +75,10 @@ def _opened(member: Any) -> Any:
 
 
 def java_error(error: Any) -> str:
-    """A Java exception in one line."""
-    return str(error.toString()).split("\n")[0]
+    """A Java exception in one line; of a method called by reflection, what it threw."""
+    reflected = jpype.JClass("java.lang.reflect.InvocationTargetException")
+    thrown = error.getCause() if isinstance(error, reflected) else error
+    return str(thrown.toString()).split("\n")[0]
 
 
 def in_threads(work: Callable[[Any], Any], items: Sequence[Any], threads: int,
@@ -127,21 +135,25 @@ class Tokenizer:
         return " ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION)
 
 
-def service(java: Java, class_paths: Dict[str, List[str]], threads: int) -> Callable[[str], Any]:
-    """Operations by name; each part of Java is loaded when it is first asked for."""
+def service(java: Java, threads: int) -> Callable[[str], Any]:
+    """Operations by name; each part of Java is loaded when it is first asked for, in any thread."""
     from blip_art.score.java_meteor import Meteor
     from blip_art.score.java_spice import SpiceParser, SpiceScorer
 
-    parts: Dict[Any, Any] = {}
-    lock = threading.Lock()
+    kinds: Dict[str, Any] = {"tokenize": Tokenizer, "meteor": Meteor, "parse": SpiceParser,
+                             "spice": SpiceScorer}
+    parts = {name: _Once(partial(kind, java, threads)) for name, kind in kinds.items()}
+    return lambda name: parts[name]().run
 
-    def part(kind: Any) -> Any:
-        with lock:
-            if kind not in parts:
-                parts[kind] = kind(java, threads)
-            return parts[kind]
 
-    operations: Dict[str, Callable[[], Any]] = {
-        "tokenize": lambda: part(Tokenizer).run, "meteor": lambda: part(Meteor).run,
-        "parse": lambda: part(SpiceParser).run, "spice": lambda: part(SpiceScorer).run}
-    return lambda name: operations[name]()
+class _Once:
+    """Made for whoever asks first."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make, self._lock, self._made = make, threading.Lock(), None
+
+    def __call__(self) -> Any:
+        with self._lock:
+            if self._made is None:
+                self._made = self._make()
+            return self._made

@@ -27,6 +27,7 @@ ROWS_AT_ONCE = 200_000
 OTHER = 65_535
 PAIRS, PAIRS_A_SHELF = 1 << 24, 4
 SHELVES = PAIRS // PAIRS_A_SHELF
+ARRAYS = 5
 
 
 def table_of(class_path: Sequence[str]) -> Path:
@@ -37,7 +38,7 @@ def table_of(class_path: Sequence[str]) -> Path:
 def indexed(table: Path, folder: Path) -> Optional[Path]:
     """The index of METEOR's table, made once; None where the folder cannot be written to."""
     path = folder / FILE_NAME
-    if path.exists():
+    if is_whole(path):
         return path
     print(f"indexing METEOR's paraphrases, once, into {path}", file=sys.stderr)
     try:
@@ -141,6 +142,14 @@ def _ranges(starts: Any, sizes: Any) -> Any:
     sizes = sizes.astype(np.int64)
     before = np.cumsum(sizes) - sizes
     return np.repeat(starts.astype(np.int64) - before, sizes) + np.arange(sizes.sum())
+
+
+def is_whole(path: Path) -> bool:
+    """Whether it is there and was not cut short, as by a copy that was interrupted."""
+    try:
+        return len(_mapped(path)) == ARRAYS
+    except (OSError, ValueError):
+        return False
 
 
 def _mapped(path: Path) -> List[Any]:

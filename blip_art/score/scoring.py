@@ -87,7 +87,7 @@ def score_with(engine: Engine, references: Mapping[Any, Sequence[str]],
         scores.per_image[key] = {}
     began = time.monotonic()
     try:
-        texts = _tokenized(pairs, engine)
+        texts = _tokenized(pairs, engine, metrics)
     except MetricFailed as error:
         scores.failed = dict.fromkeys(metrics, f"tokenizer: {error}")
         return scores
@@ -115,8 +115,8 @@ def _cleaned(given: Pairs, tokenized: Pairs) -> Dict[str, int]:
     return {name: count for name, count in found.items() if count}
 
 
-def _tokenized(pairs: Pairs, engine: Engine) -> Texts:
-    lines = iter(engine.tokenize(_all(pairs)))
+def _tokenized(pairs: Pairs, engine: Engine, metrics: Sequence[str]) -> Texts:
+    lines = iter(engine.tokenize(_all(pairs), soon=metrics))
     captions = [next(lines) for _ in pairs.captions]
     return Texts(pairs.ids, captions, [[next(lines) for _ in texts] for texts in pairs.references])
 

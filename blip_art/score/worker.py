@@ -3,21 +3,22 @@
     python -m blip_art.score.worker SETUP_JSON      (started by blip_art.score.workers)
 
 A JVM cannot be started twice in a process, and one that hangs or dies takes its process with it;
-so it has one of its own. Request: {"do": name, "items": [...]}. Answers: {"java": version} once,
-then {"values": [[index, value], ...], "errors": [[index, why], ...]}, at the end {"done": true},
-or {"failed": why} when the whole request cannot be done.
+so it has one of its own, which does not hear the job's signals. Request: {"do": name, "items":
+[...], "soon": [names that will follow]}. Answers: {"java": version} once, then {"values": [[index,
+value], ...], "errors": [[index, why], ...]}, at the end {"done": true}, or {"failed": why} when the
+whole request cannot be done.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
-import signal
 import sys
 import threading
 import time
-from typing import Any, BinaryIO, Dict, List
+from typing import Any, BinaryIO, Callable, Dict, List
 
 FLUSH_S = 0.2
 
@@ -26,18 +27,19 @@ def main() -> None:
     """Serve until stdin closes: then whoever asked is gone, however it went."""
     setup = json.loads(sys.argv[1])
     answers = _take_stdout()
-    _leave_signals_to_the_parent()
     requests: queue.SimpleQueue[Dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
 
     from blip_art.score import java_side
 
     java = java_side.start(setup["libjvm"], setup["options"], setup["class_paths"])
-    operation = java_side.service(java, setup["class_paths"], setup["threads"])
+    operation = java_side.service(java, setup["threads"])
     outbox = Outbox(answers)
     outbox.send({"java": setup["version"]})
     while True:
         request = requests.get()
+        for name in request["soon"]:
+            threading.Thread(target=_load, args=(operation, name), daemon=True).start()
         try:
             for index, value in operation(request["do"])(request["items"]):
                 outbox.add(index, value)
@@ -48,17 +50,19 @@ def main() -> None:
         outbox.send({"done": True})
 
 
+def _load(operation: Callable[[str], Any], name: str) -> None:
+    """Load what will be asked for beside what is asked for now; then the problem is told too."""
+    from blip_art.score.java_side import JavaError
+
+    with contextlib.suppress(JavaError):
+        operation(name)
+
+
 def _take_stdout() -> BinaryIO:
     """Keep stdout for answers alone; what Java prints there goes to stderr."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return answers
-
-
-def _leave_signals_to_the_parent() -> None:
-    """Slurm and Ctrl-C signal every process of a job; the parent decides what they mean."""
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _read_requests(requests: queue.SimpleQueue[Dict[str, Any]]) -> None:

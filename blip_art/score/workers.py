@@ -9,11 +9,12 @@ import collections
 import contextlib
 import json
 import queue
+import signal
 import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from blip_art.score.java import JavaSetup
 
@@ -23,6 +24,8 @@ PATIENCE_S = 120.0
 # Beyond it a limit is none, and Python's clocks overflow; a parse of 30,000 words asks for more.
 LONGEST_LIMIT_S = 30 * 86_400.0
 LOG_LINES = 40
+# Slurm and Ctrl-C signal every process of a job; the parent decides what they mean.
+JOB_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 OnValues = Callable[[List[Tuple[Any, Any]]], None]
 """Told of (item, value) as they come, some at a time."""
@@ -66,6 +69,16 @@ class Limits:
         return self._end - time.monotonic()
 
 
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Signals of the job wait; processes started meanwhile are deaf to them from the first."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Worker:
     """One worker process. Not for several threads."""
 
@@ -75,10 +88,11 @@ class Worker:
             "libjvm": setup.libjvm, "version": setup.version, "options": setup.options(),
             "class_paths": dict(class_paths), "threads": setup.threads})
         # A session of its own: Ctrl-C at the terminal is the parent's, which then ends the worker.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "blip_art.score.worker", message], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-            env=setup.environment(environ))
+        with _held_back():
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "blip_art.score.worker", message], stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                env=setup.environment(environ))
         self._answers: queue.SimpleQueue[Optional[Dict[str, Any]]] = queue.SimpleQueue()
         self._log: collections.deque[str] = collections.deque(maxlen=LOG_LINES)
         for target in (self._read_answers, self._read_log):
@@ -91,13 +105,13 @@ class Worker:
 
     def run(self, name: str, items: Sequence[Any], limits: Limits,
             on_values: Callable[[List[Tuple[int, Any]]], None],
-            on_error: Callable[[int, str], None]) -> None:
-        """Do `name` for each item.
+            on_error: Callable[[int, str], None], soon: Sequence[str] = ()) -> None:
+        """Do `name` for each item; load meanwhile what is needed `soon`.
 
         Raises:
             WorkerLost: it died, or took longer than its limits and was ended.
         """
-        self._send({"do": name, "items": items})
+        self._send({"do": name, "items": items, "soon": list(soon)})
         while True:
             answer = self._answer(limits)
             if "done" in answer:
@@ -194,20 +208,21 @@ class Workers:
             self._worker = None
 
     def map(self, name: str, items: Sequence[Any], limit_s: Callable[[Any], float],
-            on_values: OnValues = lambda values: None) -> List[Any]:
+            on_values: OnValues = lambda values: None, soon: Sequence[str] = ()) -> List[Any]:
         """The value of each item; what a first worker leaves undone, a second one tries.
 
         The second has all of the job's memory and takes one item at a time.
 
         Args:
             limit_s: the longest an item may take, of which silence and the whole are bounded.
+            soon: other names that will be asked for next.
 
         Raises:
             MetricFailed: an item failed twice; the others' values were told.
         """
         if not items:
             return []
-        task = _Task(name, items, limit_s, on_values)
+        task = _Task(name, items, limit_s, on_values, soon)
         for first in (True, False):
             if not first:
                 self.stop()
@@ -227,7 +242,7 @@ class Workers:
         try:
             self._worker.run(task.name, items, limits,
                              lambda values: task.add([(left[n], value) for n, value in values]),
-                             lambda n, why: task.errors.update({left[n]: why}))
+                             lambda n, why: task.errors.update({left[n]: why}), task.soon)
         except WorkerLost as error:
             self.stop()
             return str(error)
@@ -241,8 +256,9 @@ class _Task:
     """What one call of `map` has to do, and what of it is done."""
 
     def __init__(self, name: str, items: Sequence[Any], limit_s: Callable[[Any], float],
-                 on_values: OnValues) -> None:
-        self.name, self.items, self.limit_s, self._on_values = name, items, limit_s, on_values
+                 on_values: OnValues, soon: Sequence[str]) -> None:
+        self.name, self.items, self.limit_s, self.soon = name, items, limit_s, soon
+        self._on_values = on_values
         self.values: Dict[int, Any] = {}
         self.errors: Dict[int, str] = {}
 

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
+import functools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,7 +188,7 @@ def load_config(path: PathLike, overrides: Iterable[str] = ()) -> Config:
                         "see configs/ for examples") from error
     except UnicodeDecodeError as error:
         raise UserError(f"configuration {path} is not a UTF-8 text file") from error
-    values = parse_yaml(text, str(path))
+    values = copy.deepcopy(_parsed(text, str(path)))
     if values is None:  # an empty file: all defaults
         values = {}
     if not isinstance(values, dict):
@@ -241,6 +243,12 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(text: str, where: str) -> Any:
+    """Every run of a sweep reads the same file."""
+    return parse_yaml(text, where)
 
 
 def parse_yaml(text: str, where: str) -> Any:

@@ -18,10 +18,11 @@ PathLike = Union[str, "os.PathLike[str]"]
 
 
 @contextlib.contextmanager
-def written_aside(path: PathLike) -> Iterator[Path]:
+def written_aside(path: PathLike, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it onto `path` when the block succeeds.
 
-    The name carries host and process, because several jobs share a run folder.
+    The name carries host and process, because several jobs share a run folder. `durable` waits
+    until the disk has it; hundreds of small records that can be made again need not.
 
     Raises:
         UserError: the folder cannot be written to, or the disk is full.
@@ -34,8 +35,9 @@ def written_aside(path: PathLike) -> Iterator[Path]:
         mode = aside.stat().st_mode
         yield aside
         aside.chmod(mode)  # safetensors makes files that a colleague could not read
-        with open(aside, "rb") as written:
-            os.fsync(written.fileno())  # durable before the old file is gone
+        if durable:
+            with open(aside, "rb") as written:
+                os.fsync(written.fileno())  # on disk before the old file is gone
         os.replace(aside, target)
     except OSError as error:
         if error.filename in (None, str(aside), str(target), *map(str, target.parents)):
@@ -47,15 +49,18 @@ def written_aside(path: PathLike) -> Iterator[Path]:
             aside.unlink()
 
 
-def write_text(path: PathLike, text: str) -> None:
+def write_text(path: PathLike, text: str, durable: bool = True) -> None:
     """Write `text` as UTF-8, whole or not at all."""
-    with written_aside(path) as aside, open(aside, "w", encoding="utf-8", newline="\n") as file:
+    with written_aside(path, durable) as aside, \
+            open(aside, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
 
 
-def write_json(path: PathLike, value: Any, indent: Optional[int] = None) -> None:
+def write_json(path: PathLike, value: Any, indent: Optional[int] = None,
+               durable: bool = True) -> None:
     """Write `value` as JSON; NaN is refused, because other readers refuse it too."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False) + "\n",
+               durable)
 
 
 def read_json(path: PathLike) -> Any:

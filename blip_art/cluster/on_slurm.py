@@ -201,7 +201,7 @@ def container_of(site: Site) -> Dict[str, Any]:
 
 def _note(run: RunDir, identity: Dict[str, Any]) -> None:
     manifest = read_json(run.manifest) if run.manifest.exists() else {}
-    write_json(run.manifest, {**manifest, **identity}, indent=1)
+    write_json(run.manifest, {**manifest, **identity}, indent=1, durable=False)
 
 
 def _command() -> List[str]:

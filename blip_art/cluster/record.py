@@ -65,4 +65,4 @@ def record_jobs(run: RunDir, jobs: Sequence[Submitted]) -> None:
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     rows = [asdict(job) for job in read_jobs(run)]
     rows += [{**asdict(job), "submitted": job.submitted or now} for job in jobs]
-    write_json(run.jobs, rows, indent=1)
+    write_json(run.jobs, rows, indent=1, durable=False)

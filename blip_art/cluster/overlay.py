@@ -15,6 +15,7 @@ from typing import Dict, List, Sequence
 from blip_art.cluster.container import check_image, check_overlay, lock_holder
 from blip_art.cluster.image import (
     REPO,
+    SQUASHFS,
     Build,
     Run,
     call,
@@ -97,7 +98,7 @@ def freeze(site: Site, overlay: str, target: Path, force: bool = False) -> None:
         # .wh.*: what fuse-overlayfs notes in folders that hide the image's.
         _unpack([site.container, "--quiet", "exec", "--overlay", f"{overlay}:ro", site.image,
                  "tar", "-C", "/", "-cf", "-", "--exclude=.wh.*", "ext3"], folder)
-        squash([folder], aside)
+        squash([folder], aside, SQUASHFS.split())
     tell_built(target, time.monotonic() - start)
 
 

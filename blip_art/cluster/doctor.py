@@ -100,7 +100,7 @@ class Watch:
                 break
             if not signalled and len(states) == self._ranks and set(states) == {
                     "waiting for the signal"}:
-                self._slurm.cancel([self._job_id], SIGNAL)
+                self._slurm.cancel([self._job_id], SIGNAL, batch=True)
                 signalled = time.monotonic()
             if time.monotonic() >= next_ask:
                 row = self._ask()

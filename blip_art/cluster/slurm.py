@@ -189,15 +189,19 @@ class Slurm:
             raise self._failure("sbatch", done)
         return done.err + done.out
 
-    def cancel(self, job_ids: Iterable[str], signal: str = "") -> None:
-        """Cancel jobs, or send their steps a signal ('USR2'); one call.
+    def cancel(self, job_ids: Iterable[str], signal: str = "", batch: bool = False) -> None:
+        """Cancel jobs, or send them a signal ('USR2'); one call.
 
         Jobs that have ended meanwhile are no error.
+
+        Args:
+            batch: send it to the batch script alone, as Slurm does before a time limit; else to
+                every process of the job's steps.
         """
         ids = list(dict.fromkeys(job_ids))
         if not ids:
             return
-        options = [f"--signal={signal}"] if signal else []
+        options = [*(["--batch"] if batch else []), *([f"--signal={signal}"] if signal else [])]
         done = self._call("scancel", *options, *ids)
         problems = [line for line in done.err.splitlines() if line.strip() and not re.search(
             r"invalid job id|already complet|job/step", line, re.IGNORECASE)]

@@ -42,6 +42,8 @@ def check_machine() -> None:
     missing = [name for name in COMMANDS if not shutil.which(name)]
     if missing:
         raise Missing(f"no {', '.join(missing)} here; .ci/packages.sh installs what is needed")
+    if not os.path.exists("/dev/fuse"):
+        raise Missing("no /dev/fuse here, which images need: this kernel or container has no FUSE")
 
 
 def up() -> None:

@@ -16,6 +16,14 @@ PICTURES = {"a1": "sun, tree.", "a2": "ship.", "a3": "fish & crown.", "a4": "flo
 VOID_TAGS = {"meta", "img", "source", "br"}
 
 
+def described(level):
+    """What a score file says beside the scores: how sure they are, and what captions are like."""
+    return {"intervals": {m: [level * (place + 1) / 10 - 0.01, level * (place + 1) / 10 + 0.01]
+                          for place, m in enumerate(METRICS)},
+            "captions": {"empty_share": 0.25, "most_frequent": "a ship & a <sun>",
+                         "most_frequent_share": 0.5, "unique_ratio": 0.75, "mean_words": 3.5}}
+
+
 def scores_of(level, epoch=0, split="val", **more):
     """A score file in which every metric grows with `level`."""
     return {"split": split, "epoch": epoch, "pictures": len(PICTURES),

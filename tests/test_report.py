@@ -24,7 +24,7 @@ from blip_art.report.examples import choose_galleries, thumbnail
 from blip_art.report.page import Figure, RunFiles, render
 from blip_art.report.plots import LIGHT, Curve, _png, _stretches
 from blip_art.report.tables import METRICS, read_runs
-from tests.report_runs import PICTURES, Page, html_of, make_run, scores_of
+from tests.report_runs import PICTURES, Page, described, html_of, make_run, scores_of
 
 GOLDEN = Path(__file__).parent / "golden" / "report.html"
 
@@ -35,6 +35,8 @@ GOLDEN = Path(__file__).parent / "golden" / "report.html"
 def test_page_equals_the_golden_file(tmp_path):
     runs = [make_run(tmp_path / "joined"),
             make_run(tmp_path / "split", (0.3,), dict.fromkeys(PICTURES, "sun."))]
+    write_json(runs[0].scores("val", 1), scores_of(0.5, 1, **described(0.5)))
+    write_json(runs[0].oracle_scores("val"), scores_of(0.9, max_words=16, **described(0.9)))
     write_json(runs[0].scores("val", 2), scores_of(
         0.4, 2, failed={"spice": "<killed>"}, metrics=dict.fromkeys(METRICS[:-1], 0.25)))
     read = read_runs(runs)
@@ -57,6 +59,20 @@ def test_page_shows_headline_values_with_the_best_in_bold(tmp_path):
     assert "<td>0.240</td>" in html
     assert "<td>0.080</td>" in html  # the floor
     assert "don't compare" not in html
+
+
+def test_page_shows_how_sure_scores_are_and_what_captions_are_like(tmp_path):
+    run = make_run(tmp_path / "joined", (0.5,))
+    assert "oracle" not in html_of(run)
+    assert "Captions at the best epoch" not in html_of(run)
+    write_json(run.scores("val", 0), scores_of(0.5, **described(0.5)))
+    write_json(run.oracle_scores("val"), scores_of(0.9, max_words=16))
+    html = html_of(run)
+    assert "<td><b>0.400</b><small>±0.010</small></td>" in html
+    assert "<th>oracle<small>references cut to 16 words</small></th>" in html
+    assert "<td>0.720</td>" in html  # not bold, though it is the highest
+    assert ("<td>25.0 %</td><td>75.0 %</td><td>3.5</td><td>50.0 %</td>"
+            '<td class="text">“a ship &amp; a &lt;sun&gt;”</td>') in html
 
 
 def test_page_says_that_runs_with_other_references_do_not_compare(tmp_path):
@@ -148,9 +164,9 @@ def test_a_plot_is_written_for_the_loss_and_every_metric(tmp_path):
 
 
 def test_same_runs_give_the_same_plots():
-    first, second = (_png("Loss", "nats", [Curve("$a", ((0, 1.0),), 0.5, (0, 1.0)),
-                                           Curve("_b", ((0, 2.0), (2, 1.0)), None, None)], LIGHT)
-                     for _ in range(2))
+    curves = [Curve("$a", ((0, 1.0),), 0.5, (0, 1.0), ((0, 0.9, 1.2),)),
+              Curve("_b", ((0, 2.0), (2, 1.0)), None, None)]
+    first, second = (_png("Loss", "nats", curves, LIGHT) for _ in range(2))
     assert first == second
 
 

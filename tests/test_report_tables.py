@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from blip_art.config import config_from_dict, dump_config
 from blip_art.files import RunDir, read_json, write_json, write_jsonl, write_text
 from blip_art.report.tables import METRICS, Best, read_runs, run_rows, write_tables
-from tests.report_runs import PICTURES, Page, html_of, make_run, predict, scores_of, train_line
+from tests.report_runs import (
+    PICTURES,
+    Page,
+    described,
+    html_of,
+    make_run,
+    predict,
+    scores_of,
+    train_line,
+)
 
 
 def test_epochs_csv_gives_back_what_the_run_wrote(tmp_path):
@@ -38,6 +47,28 @@ def test_runs_csv_holds_the_best_epoch_and_its_floor(tmp_path):
     assert float(row["val_SPICE"]) == 0.5 * 8 / 10
     assert float(row["floor_val_SPICE"]) == 0.1 * 8 / 10
     assert float(row["seconds"]) == 3 * 80.5
+
+
+def test_runs_csv_holds_intervals_oracle_and_what_captions_are_like(tmp_path):
+    run = make_run(tmp_path / "joined", levels=(0.5,))
+    write_json(run.scores("val", 0), scores_of(0.5, **described(0.5)))
+    write_json(run.oracle_scores("val"), scores_of(0.9, max_words=16))
+    write_tables(read_runs([run]), tmp_path / "out")
+    row, = csv.DictReader(io.StringIO((tmp_path / "out/runs.csv").read_text()))
+    assert float(row["val_SPICE_low"]) == pytest.approx(0.39)
+    assert float(row["val_SPICE_high"]) == pytest.approx(0.41)
+    assert float(row["oracle_val_SPICE"]) == 0.9 * 8 / 10
+    assert row["floor_val_SPICE_low"] == ""
+    assert (row["val_empty_share"], row["val_most_frequent"]) == ("0.25", "a ship & a <sun>")
+
+
+@pytest.mark.parametrize("intervals", [None, [], {"SPICE": None}, {"SPICE": [0.1]},
+                                       {"SPICE": ["low", "high"]}])
+def test_odd_intervals_and_statistics_are_left_out(tmp_path, intervals):
+    run = make_run(tmp_path / "joined", levels=(0.5,))
+    write_json(run.scores("val", 0), scores_of(0.5, intervals=intervals, captions=[]))
+    scores = read_runs([run])[0].best_scores("val")
+    assert (scores.intervals, scores.shares) == ({}, {})
 
 
 def test_report_json_holds_rows_and_holes(tmp_path):

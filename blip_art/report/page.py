@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 from html import escape
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from blip_art.report.examples import Caption, Example, Gallery
 from blip_art.report.style import STYLE
@@ -20,7 +20,16 @@ from blip_art.report.tables import (
     ranked,
     splits_of,
 )
-from blip_art.report.words import DIGITS, NOTHING, duration, metric_title, number, rate, rule_title
+from blip_art.report.words import (
+    DIGITS,
+    NOTHING,
+    duration,
+    metric_title,
+    number,
+    percent,
+    rate,
+    rule_title,
+)
 
 NOT_COMPARABLE = ("These runs don't compare on {split}: their references differ. Joined and split "
                   "scores compare only on the same set. The tables and bold values keep the "
@@ -110,28 +119,69 @@ def _headline(runs: Sequence[Run], split: str) -> str:
                    ("state", "trained", "best epoch", "time", *map(metric_title, metrics)))
     bodies = "\n".join(f"<tbody>\n{_group_rows(group, split, metrics)}\n</tbody>"
                        for group in comparable_groups(runs, split))
-    note = ("Scores at the best epoch, chosen on val. Bold is the highest of the runs that "
-            "compare and of the floor, which gives every picture the most frequent caption."
-            if metrics else "Nothing is scored yet.")
     return (f"<h2>Results on {escape(split)}</h2>\n"
-            f'<p class="soft">{note}</p>\n<div class="scroll"><table>\n'
+            f'<p class="soft">{_headline_note(runs, split, metrics)}</p>\n'
+            '<div class="scroll"><table>\n'
             f'<thead><tr><th class="name">run</th>{head}</tr></thead>\n'
-            f"{bodies}\n</table></div>")
+            f"{bodies}\n</table></div>{_captions(runs, split)}")
+
+
+def _headline_note(runs: Sequence[Run], split: str, metrics: Sequence[str]) -> str:
+    if not metrics:
+        return "Nothing is scored yet."
+    texts = ["Scores at the best epoch, chosen on val. Bold is the highest of the runs that "
+             "compare and of the floor, which gives every picture the most frequent caption."]
+    if any(split in run.oracles for run in runs):
+        texts.append("The oracle is the references themselves, cut to what a caption can be.")
+    if any(scores.intervals for scores in map(_at_best(split), runs) if scores):
+        texts.append("± is half the middle 95 % over draws of pictures. Whether two runs differ "
+                     "by more than chance, blip_art.score compare tells, picture by picture.")
+    return " ".join(texts)
+
+
+def _at_best(split: str) -> Callable[[Run], Optional[Scores]]:
+    return lambda run: run.best_scores(split)
+
+
+def _captions(runs: Sequence[Run], split: str) -> str:
+    """What the best epoch's captions are like: scores do not show a model that repeats itself."""
+    rows = "\n".join(_caption_row(run.name, scores) for run, scores in
+                     zip(runs, map(_at_best(split), runs)) if scores and scores.shares)
+    if not rows:
+        return ""
+    head = "".join(f"<th>{title}</th>" for title in
+                   ("empty", "different", "words", "the most frequent", ""))
+    return (f"\n<h3>Captions at the best epoch</h3>\n"
+            '<div class="scroll"><table>\n'
+            f'<thead><tr><th class="name">run</th>{head}</tr></thead>\n'
+            f"<tbody>\n{rows}\n</tbody>\n</table></div>")
+
+
+def _caption_row(name: str, scores: Scores) -> str:
+    empty, different, most = (percent(scores.shares.get(key)) for key in (
+        "empty_share", "unique_ratio", "most_frequent_share"))
+    return (f"<tr><th>{escape(name)}</th><td>{empty}</td><td>{different}</td>"
+            f"<td>{number(scores.shares.get('mean_words'), 1)}</td><td>{most}</td>"
+            f'<td class="text">“{escape(scores.most_frequent)}”</td></tr>')
 
 
 def _group_rows(group: Sequence[Run], split: str, metrics: Sequence[str]) -> str:
-    """Rows of the runs that compare, and under them the floors they share."""
-    floors: List[Scores] = []
-    for run in group:
-        floor = run.floors.get(split)
-        if floor and floor not in floors:
-            floors.append(floor)
+    """Rows of the runs that compare, and under them the floors and oracles they share."""
+    floors, oracles = ([scores for place, scores in enumerate(every)
+                        if scores and scores not in every[:place]]
+                       for every in ([run.floors.get(split) for run in group],
+                                     [run.oracles.get(split) for run in group]))
     best = {run.name: run.best_scores(split) for run in group}
     tops = {m: _top(m, list(best.values()), floors) for m in metrics}
     rows = [f"<tr><th>{escape(run.name)}</th>{_state_cells(run)}"
             f"{_value_cells(best[run.name], tops)}</tr>" for run in group]
     rows += [f'<tr class="floor"><th>floor<small>“{escape(floor.caption)}”</small></th>'
              f'<td colspan="4"></td>{_value_cells(floor, tops)}</tr>' for floor in floors]
+    # It is above every run; that is not what bold is for.
+    none = dict.fromkeys(metrics)
+    rows += [f'<tr class="floor"><th>oracle<small>references cut to {oracle.max_words} words'
+             f'</small></th><td colspan="4"></td>{_value_cells(oracle, none)}</tr>'
+             for oracle in oracles]
     return "\n".join(rows)
 
 
@@ -143,17 +193,21 @@ def _top(metric: str, best: Sequence[Optional[Scores]],
     return max(values + rivals) if values else None
 
 
-def _value_cells(scores: Optional[Scores], tops: Dict[str, Optional[float]]) -> str:
+def _value_cells(scores: Optional[Scores], tops: Mapping[str, Optional[float]]) -> str:
     cells = []
     for metric, top in tops.items():
         value = scores.metrics.get(metric) if scores else None
         if value is None:
             cells.append('<td class="hole">missing</td>' if scores else f"<td>{NOTHING}</td>")
-        elif round(value, DIGITS) == top:
-            cells.append(f"<td><b>{number(value)}</b></td>")
         else:
-            cells.append(f"<td>{number(value)}</td>")
+            assert scores is not None
+            text = f"<b>{number(value)}</b>" if round(value, DIGITS) == top else number(value)
+            cells.append(f"<td>{text}{_interval(scores.intervals.get(metric))}</td>")
     return "".join(cells)
+
+
+def _interval(ends: Optional[Tuple[float, float]]) -> str:
+    return f"<small>±{number((ends[1] - ends[0]) / 2)}</small>" if ends else ""
 
 
 def _state_cells(run: Run) -> str:
@@ -177,8 +231,8 @@ def _plots(figures: Sequence[Figure]) -> str:
         f'<img alt="{escape(figure.title)} by epoch" src="{_data(figure.light, "png")}">'
         "</picture></figure>" for figure in figures)
     return ('<h2>By epoch</h2>\n<p class="soft">Open markers: the best epoch. Dashed: the floor. '
-            f'A gap in a line is an epoch without a value.</p>\n<div class="plots">\n{items}\n'
-            "</div>")
+            "Bars: the middle 95 % over draws of pictures. A gap in a line is an epoch without a "
+            f'value.</p>\n<div class="plots">\n{items}\n</div>')
 
 
 def _data(content: bytes, kind: str) -> str:

@@ -41,12 +41,14 @@ class Plot(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """One run's line: the epochs that are known, its floor, the place of its best epoch."""
+    """One run's line: the epochs that are known, its floor, the place of its best epoch, and
+    the low and high ends of intervals."""
 
     run: str
     points: Tuple[Tuple[int, float], ...]
     floor: Optional[float]
     best: Optional[Tuple[int, float]]
+    intervals: Tuple[Tuple[int, float, float], ...] = ()
     grey: bool = False
 
 
@@ -89,7 +91,9 @@ def _metric_curves(runs: Sequence[Run], split: str, metric: str) -> List[Curve]:
         points = {e.epoch: e.scores[split].metrics[metric] for e in run.epochs
                   if split in e.scores and metric in e.scores[split].metrics}
         floor = run.floors[split].metrics.get(metric) if split in run.floors else None
-        curves.append(_curve(run, points, floor))
+        intervals = tuple((e.epoch, *e.scores[split].intervals[metric]) for e in run.epochs
+                          if e.epoch in points and metric in e.scores[split].intervals)
+        curves.append(_curve(run, points, floor)._replace(intervals=intervals))
     return curves
 
 
@@ -152,6 +156,8 @@ def _draw_curve(axes: Axes, curve: Curve, place: int, ink: Ink, alone: bool) -> 
         axes.plot([e for e, _ in stretch], [v for _, v in stretch], color=colour, linewidth=2,
                   marker=marker, markersize=4.5, solid_capstyle="round",
                   label=_plain(curve.run) if number == 0 else None)
+    for epoch, low, high in curve.intervals:
+        axes.plot([epoch, epoch], [low, high], color=colour, linewidth=1.2, alpha=0.6)
     if curve.best:
         axes.plot(*curve.best, marker=marker, markersize=10, markerfacecolor=ink.paper,
                   markeredgecolor=colour, markeredgewidth=2.2, linestyle="none", zorder=5)
@@ -207,6 +213,7 @@ def _set_limits(axes: Axes, curves: Sequence[Curve]) -> None:
     epochs = [epoch for c in curves for epoch, _ in c.points]
     values = [v for c in curves for _, v in c.points]
     values += [c.floor for c in curves if c.floor is not None]
+    values += [end for c in curves if not c.grey for _, *ends in c.intervals for end in ends]
     room = (max(values) - min(values)) or abs(max(values)) or 1.0
     axes.set_ylim(min(values) - 0.2 * room, max(values) + 0.25 * room)
     axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)

@@ -38,7 +38,7 @@ h1, h2, h3, td, th, figcaption, li { overflow-wrap: anywhere; }
   border-radius: 10px; margin: .75rem 0 1rem;
 }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-th, td { padding: .5rem .75rem; text-align: right; white-space: nowrap; }
+th, td { padding: .5rem .7rem; text-align: right; white-space: nowrap; }
 td { font-variant-numeric: tabular-nums; }
 th { font-weight: 600; color: var(--soft); font-size: .82rem; }
 thead th { border-bottom: 1px solid var(--line); vertical-align: bottom; }
@@ -53,7 +53,9 @@ tr.floor b { color: var(--ink); }
 tr.best > * { background: var(--mark); }
 td.hole { color: var(--warn); }
 td.hole[colspan] { text-align: left; }
-th small { display: block; font-weight: 400; color: var(--soft); }
+th small, td small { display: block; font-weight: 400; color: var(--soft); }
+td small { font-size: .72rem; }
+td.text { text-align: left; white-space: normal; min-width: 14rem; }
 .tag {
   display: inline-block; border-radius: 99px; padding: 0 .6em; font-size: .78rem;
   font-weight: 600; background: var(--mark); color: var(--accent);

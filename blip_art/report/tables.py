@@ -12,81 +12,18 @@ import hashlib
 import io
 import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from blip_art.errors import UserError
 from blip_art.files import PathLike, RunDir, read_json, read_jsonl, write_json, write_text
+from blip_art.report.runs import CAPTION_COLUMNS, METRICS, SPLITS, Best, Epoch, Run, Scores
 
-SPLITS = ("val", "test")
-METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 TRAIN_COLUMNS = ("loss", "lr", "images_per_s", "seconds", "gpu_memory_gb", "steps",
                  "skipped_steps")
 DEFAULT_RULE = "cider+bleu_4"
 # What a score file calls the parts of a rule.
 RULE_PARTS = {"cider": "CIDEr", "bleu_4": "Bleu_4", "spice": "SPICE"}
-
-
-@dataclass(frozen=True)
-class Scores:
-    """One score file without its per-image part."""
-
-    metrics: Dict[str, float]
-    failed: Dict[str, str]
-    pictures: Optional[int] = None
-    caption: str = ""
-    """The constant caption, of a floor."""
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What is known of one epoch; what is not known is absent, never a zero."""
-
-    epoch: int
-    train: Dict[str, float]
-    scores: Dict[str, Scores]
-    predicted: Tuple[str, ...]
-    """Splits that have captions."""
-    missing: Tuple[str, ...]
-
-
-class Best(NamedTuple):
-    """The epoch to use, why, and the rule's value there (None when it was never scored)."""
-
-    epoch: int
-    rule: str
-    value: Optional[float]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run folder, read."""
-
-    name: str
-    folder: RunDir
-    state: str
-    why: str
-    epochs_planned: Optional[int]
-    epochs: Tuple[Epoch, ...]
-    best: Optional[Best]
-    floors: Dict[str, Scores]
-    references: Dict[str, str]
-    """SHA-256 of the references of each split: equal ones make scores comparable."""
-    missing: Tuple[str, ...]
-    """Everything that is missing, the epochs' holes included."""
-
-    def best_scores(self, split: str) -> Optional[Scores]:
-        """Scores of the best epoch."""
-        found = [e.scores.get(split) for e in self.epochs if self.best and e.epoch == self.best[0]]
-        return found[0] if found else None
-
-    @property
-    def seconds(self) -> Optional[float]:
-        """Training time; None when one epoch's is unknown, because a part is no total."""
-        known = [e.train["seconds"] for e in self.epochs if "seconds" in e.train]
-        trained = [e for e in self.epochs if e.train]
-        return sum(known) if known and len(known) == len(trained) else None
 
 
 def read_runs(folders: Iterable[PathLike]) -> List[Run]:
@@ -135,18 +72,17 @@ def epoch_rows(runs: Sequence[Run]) -> List[Dict[str, Any]]:
     return [{"run": run.name, "epoch": e.epoch,
              "best": run.best is not None and run.best.epoch == e.epoch,
              **{key: e.train.get(key) for key in TRAIN_COLUMNS},
-             **{f"{s}_{m}": e.scores[s].metrics.get(m) if s in e.scores else None
-                for s, m in columns},
+             **_cells("", {s: e.scores.get(s) for s, _ in columns}, columns),
              "missing": "; ".join(e.missing)}
             for run in runs for e in run.epochs]
 
 
 def run_rows(runs: Sequence[Run]) -> List[Dict[str, Any]]:
-    """One row a run: its best epoch, the scores there, the floors."""
+    """One row a run: its best epoch, the scores there, floors and oracles."""
     columns = [(s, m) for s in splits_of(runs) for m in metric_names(runs, s)]
     rows = []
     for run in runs:
-        scores = {s: (run.best_scores(s), run.floors.get(s)) for s in splits_of(runs)}
+        best = {s: run.best_scores(s) for s in splits_of(runs)}
         rows.append({
             "run": run.name, "state": run.state, "why": run.why,
             "epochs": sum(bool(e.train) for e in run.epochs), "epochs_planned": run.epochs_planned,
@@ -154,8 +90,12 @@ def run_rows(runs: Sequence[Run]) -> List[Dict[str, Any]]:
             "rule": run.best.rule if run.best else None,
             "value": run.best.value if run.best else None,
             "seconds": run.seconds,
-            **{f"{s}_{m}": _value(scores[s][0], m) for s, m in columns},
-            **{f"floor_{s}_{m}": _value(scores[s][1], m) for s, m in columns},
+            **_cells("", best, columns), **_cells("floor_", run.floors, columns),
+            **_cells("oracle_", run.oracles, columns),
+            **{f"{s}_{key}": scores.shares.get(key) if scores else None
+               for s, scores in best.items() for key in CAPTION_COLUMNS},
+            **{f"{s}_most_frequent": scores.most_frequent if scores else None
+               for s, scores in best.items()},
             **{f"references_{s}": run.references.get(s) for s in splits_of(runs)},
             "missing": len(run.missing)})
     return rows
@@ -183,12 +123,21 @@ def _csv(rows: Sequence[Dict[str, Any]], columns_if_empty: Sequence[str]) -> str
     return text.getvalue()
 
 
-def _value(scores: Optional[Scores], metric: str) -> Optional[float]:
-    return scores.metrics.get(metric) if scores else None
+def _cells(prefix: str, scores: Mapping[str, Optional[Scores]],
+           columns: Sequence[Tuple[str, str]]) -> Dict[str, Optional[float]]:
+    """Each metric of each split and the two ends of its interval; None where unknown."""
+    cells: Dict[str, Optional[float]] = {}
+    for split, metric in columns:
+        found = scores.get(split) or Scores({}, {})
+        low, high = found.intervals.get(metric, (None, None))
+        name = f"{prefix}{split}_{metric}"
+        cells.update({name: found.metrics.get(metric), f"{name}_low": low, f"{name}_high": high})
+    return cells
 
 
 def _all_scores(run: Run, split: str) -> List[Scores]:
-    return [s for s in (*(e.scores.get(split) for e in run.epochs), run.floors.get(split)) if s]
+    found = [*(e.scores.get(split) for e in run.epochs), run.floors.get(split)]
+    return [scores for scores in found if scores]
 
 
 def _names(paths: Sequence[Path]) -> List[str]:
@@ -218,8 +167,8 @@ def _read_run(folder: RunDir, name: str) -> Run:
         missing.append("state.json: whether the run ended is not known")
     train = _read_train(folder, missing)
     scores = {(r.split, r.epoch): _read_scores(r.path) for r in folder.scored()}
-    floors = {s: _read_scores(folder.floor_scores(s)) for s in SPLITS
-              if folder.floor_scores(s).exists()}
+    floors, oracles = ({s: _read_scores(path(s)) for s in SPLITS if path(s).exists()}
+                       for path in (folder.floor_scores, folder.oracle_scores))
     references, pictures = _read_references(folder)
     best = _best(folder, {e: s for (split, e), s in scores.items() if split == "val"}, missing)
     epochs = _epochs(folder, train, scores, pictures, best)
@@ -230,7 +179,7 @@ def _read_run(folder: RunDir, name: str) -> Run:
     if train and planned and len(train) < planned:
         missing.append(f"{planned - len(train)} of {planned} epochs: not trained, the run is "
                        f"{status}" + f" ({why})" * bool(why))
-    return Run(name, folder, status, why, planned, epochs, best, floors, references,
+    return Run(name, folder, status, why, planned, epochs, best, floors, oracles, references,
                tuple(missing))
 
 
@@ -246,8 +195,7 @@ def numbers(value: Any, where: str) -> Dict[str, float]:
     """The finite numbers of a JSON object: a null or NaN is an absent value."""
     if not isinstance(value, dict):
         raise UserError(f"{where} must be an object of numbers; write the file again")
-    return {str(k): v for k, v in value.items()
-            if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)}
+    return {str(k): v for k, v in value.items() if _is_number(v)}
 
 
 def _read_train(folder: RunDir, missing: List[str]) -> Dict[int, Dict[str, float]]:
@@ -273,9 +221,30 @@ def _read_scores(path: Path) -> Scores:
     if not isinstance(failed, dict):
         raise UserError(f"'failed' of {path} must be an object of metric: why; score it again")
     lost = {name: "it is not a number" for name in value.get("metrics", {}) if name not in metrics}
-    pictures = value.get("pictures")
-    return Scores(metrics, {**lost, **{str(k): str(v) for k, v in failed.items()}},
-                  pictures if isinstance(pictures, int) else None, str(value.get("caption", "")))
+    captions, words = value.get("captions"), value.get("max_words")
+    captions = captions if isinstance(captions, dict) else {}
+    return Scores(
+        metrics, {**lost, **{str(k): str(v) for k, v in failed.items()}},
+        _whole(value.get("pictures")), str(value.get("caption", "")), _whole(words),
+        _read_intervals(value.get("intervals")),
+        {key: captions[key] for key in CAPTION_COLUMNS if _is_number(captions.get(key))},
+        str(captions.get("most_frequent", "")))
+
+
+def _read_intervals(value: Any) -> Dict[str, Tuple[float, float]]:
+    """Those that are two numbers; an older file has none."""
+    return {str(name): (ends[0], ends[1])
+            for name, ends in (value.items() if isinstance(value, dict) else ())
+            if isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends))}
+
+
+def _whole(value: Any) -> Optional[int]:
+    return value if isinstance(value, int) else None
+
+
+def _is_number(value: Any) -> bool:
+    return (isinstance(value, (int, float)) and not isinstance(value, bool)
+            and math.isfinite(value))
 
 
 def _read_references(folder: RunDir) -> Tuple[Dict[str, str], Dict[str, int]]:

@@ -34,6 +34,11 @@ def number(value: Optional[float], digits: int = DIGITS) -> str:
     return NOTHING if value is None else f"{value:.{digits}f}"
 
 
+def percent(share: Optional[float]) -> str:
+    """0.314 as '31.4 %'."""
+    return NOTHING if share is None else f"{100 * share:.1f} %"
+
+
 def rate(value: Optional[float]) -> str:
     """A learning rate: 0.0001 as '1e-4'."""
     if value is None:

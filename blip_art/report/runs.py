@@ -1,0 +1,87 @@
+"""A run folder as the report knows it: epochs, scores, the rows around them, every hole.
+
+    run.best_scores("val").metrics["CIDEr"]; see read_runs in blip_art.report.tables
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Dict, NamedTuple, Optional, Tuple
+
+from blip_art.files import RunDir
+
+SPLITS = ("val", "test")
+METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
+CAPTION_COLUMNS = ("empty_share", "unique_ratio", "most_frequent_share", "mean_words")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One score file without its per-image part."""
+
+    metrics: Dict[str, float]
+    failed: Dict[str, str]
+    pictures: Optional[int] = None
+    caption: str = ""
+    """The constant caption, of a floor."""
+    max_words: Optional[int] = None
+    """What references were cut to, of an oracle."""
+    intervals: Dict[str, Tuple[float, float]] = field(default_factory=dict)
+    """The middle 95 % of each metric over draws of pictures."""
+    shares: Dict[str, float] = field(default_factory=dict)
+    """What the captions are like: CAPTION_COLUMNS."""
+    most_frequent: str = ""
+    """The caption that most pictures got."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is known of one epoch; what is not known is absent, never a zero."""
+
+    epoch: int
+    train: Dict[str, float]
+    scores: Dict[str, Scores]
+    predicted: Tuple[str, ...]
+    """Splits that have captions."""
+    missing: Tuple[str, ...]
+
+
+class Best(NamedTuple):
+    """The epoch to use, why, and the rule's value there (None when it was never scored)."""
+
+    epoch: int
+    rule: str
+    value: Optional[float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder, read."""
+
+    name: str
+    folder: RunDir
+    state: str
+    why: str
+    epochs_planned: Optional[int]
+    epochs: Tuple[Epoch, ...]
+    best: Optional[Best]
+    floors: Dict[str, Scores]
+    """One constant caption, by split."""
+    oracles: Dict[str, Scores]
+    """The references themselves, cut to what captions can be."""
+    references: Dict[str, str]
+    """SHA-256 of the references of each split: equal ones make scores comparable."""
+    missing: Tuple[str, ...]
+    """Everything that is missing, the epochs' holes included."""
+
+    def best_scores(self, split: str) -> Optional[Scores]:
+        """Scores of the best epoch."""
+        found = [e.scores.get(split) for e in self.epochs if self.best and e.epoch == self.best[0]]
+        return found[0] if found else None
+
+    @property
+    def seconds(self) -> Optional[float]:
+        """Training time; None when one epoch's is unknown, because a part is no total."""
+        known = [e.train["seconds"] for e in self.epochs if "seconds" in e.train]
+        trained = [e for e in self.epochs if e.train]
+        return sum(known) if known and len(known) == len(trained) else None

@@ -9,6 +9,7 @@ import gzip
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -252,6 +253,33 @@ def test_a_build_that_fails_leaves_nothing(site: Site, tmp_path: Path, build: Bu
     with pytest.raises(UserError, match=r"see .* words above|is no image"):
         build_image(image_plan(site, tmp_path / "a.sif"), run=build)
     assert list(tmp_path.glob("*sif*")) == list(tmp_path.glob(".*sif*")) == []
+
+
+def test_what_a_killed_build_left_is_removed(site: Site, tmp_path: Path) -> None:
+    host = os.uname().nodename
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    left, running = (tmp_path / f".a.sif.{host}.{pid}.tmp" for pid in (dead.pid, os.getppid()))
+    left.touch()
+    running.touch()
+    with pytest.raises(UserError):
+        build_image(image_plan(site, tmp_path / "a.sif"), run=Builder(1))
+    assert (left.exists(), running.exists()) == (False, True)
+
+
+def test_ctrl_c_lets_the_builder_clean_up(tmp_path: Path) -> None:
+    """It may take as long as it needs; only then the launcher ends, as interrupted."""
+    code = ("import sys; from blip_art.cluster.image import call\n"
+            "try: call(sys.argv[1:], {})\n"
+            "except KeyboardInterrupt: print('interrupted')")
+    builder = f"trap 'sleep 1; touch {tmp_path}/clean; exit 1' INT; echo up; sleep 60 & wait"
+    with subprocess.Popen([sys.executable, "-c", code, "bash", "-c", builder], text=True,
+                          stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "up\n"
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.communicate()[0] == "interrupted\n"
+    assert (tmp_path / "clean").exists()
 
 
 def test_what_is_there_is_replaced_on_demand_only(site: Site, tmp_path: Path) -> None:

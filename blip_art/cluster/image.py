@@ -52,8 +52,17 @@ class Build:
 
 def call(argv: Sequence[str], env: Dict[str, str]) -> int:
     """The door to the programs that build: in the checkout, their words on this terminal."""
-    return subprocess.run(argv, env={**os.environ, **env}, cwd=REPO, check=False,
-                          stdin=subprocess.DEVNULL).returncode
+    child = subprocess.Popen(argv, env={**os.environ, **env}, cwd=REPO, stdin=subprocess.DEVNULL)
+    interrupted = False
+    while True:
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:
+            interrupted = True  # the program has got it too: it removes gigabytes before it ends
+            continue
+        if interrupted:
+            raise KeyboardInterrupt
+        return code
 
 
 def image_plan(site: Site, target: Path, base: str = "", squashfs: str = SQUASHFS) -> Build:
@@ -89,6 +98,7 @@ def build_image(plan: Build, force: bool = False, run: Run = call) -> None:
     folder = os.environ.get("APPTAINER_TMPDIR") or tempfile.gettempdir()
     need_space(folder, UNPACKED_GB, "set APPTAINER_TMPDIR to a folder that has them")
     need_space(str(plan.target.parent), PACKED_GB, "choose another place with -o")
+    remove_leftovers(plan.target)
     start = time.monotonic()
     with written_aside(plan.target) as aside:
         if run(plan.command(aside), plan.env):
@@ -115,6 +125,15 @@ def check_target(target: Path, force: bool, what: str) -> None:
         raise UserError(f"no folder {target.parent}; make it, or choose another place with -o")
     if not os.access(target.parent, os.W_OK):
         raise UserError(f"cannot write to {target.parent}; choose another place with -o")
+
+
+def remove_leftovers(target: Path) -> None:
+    """What builds of this machine have left that were killed; those that run keep theirs."""
+    name = f".{target.name}.{os.uname().nodename}."
+    for left in target.parent.glob(f"{name}*.tmp"):
+        pid = left.name[len(name):-len(".tmp")]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            left.unlink()
 
 
 def need_program(name: str) -> None:

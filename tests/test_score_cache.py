@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from blip_art.errors import UserError
-from blip_art.score import corenlp
+from blip_art.score import corenlp, paraphrases
 from blip_art.score.__main__ import main
 from blip_art.score.engine import Engine
 from blip_art.score.parse_cache import ParseCache, merge, own_part
@@ -212,7 +213,7 @@ def test_jobs_of_an_array_share_the_work_not_the_texts() -> None:
 PREPARE = """
 import sys, time
 from pathlib import Path
-from blip_art.score import corenlp
+from blip_art.score import corenlp, paraphrases
 from blip_art.score.__main__ import main
 from blip_art.score.engine import Engine
 class Slow:
@@ -261,6 +262,34 @@ def test_an_array_prepares_what_scoring_then_finds(tmp_path: Path, path: Path) -
                             {1: "a ship at sea", 2: "a red cat"}, ["spice"])
         assert engine.parsed == 0
     assert scores.metrics == {"SPICE": 0.0}
+
+
+def test_a_command_works_from_a_cache_that_it_cannot_write_to(tmp_path: Path) -> None:
+    """A folder that somebody shares: jars, METEOR's index and parses are read, nothing is kept."""
+    cache, refs = tmp_path / "cache", tmp_path / "refs.json"
+    cache.mkdir()
+    real = corenlp.jar_folder(corenlp.cache_folder())
+    corenlp.jar_folder(cache).symlink_to(real)
+    with contextlib.suppress(FileNotFoundError):
+        # Else METEOR makes it, which takes some seconds.
+        shutil.copy(real.with_name(paraphrases.FILE_NAME), cache)
+    refs.write_text(json.dumps([{"image_id": 1, "caption": "A red cat."}]))
+    command = [sys.executable, "-m", "blip_art.score", str(refs), str(refs)]
+    environ = {**os.environ, "BLIP_ART_CACHE": str(cache), "BLIP_ART_PARSES": ""}
+    subprocess.run(command, env=environ, check=True, capture_output=True)
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in cache.iterdir())
+    refs.write_text(json.dumps([{"image_id": 1, "caption": "A blue ship."}]))
+    for path in (*cache.glob("*.*"), cache):
+        path.chmod(0o555)
+    # Root may write everywhere all the same, but for this.
+    as_others = ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []
+    done = subprocess.run([*as_others, *command], env=environ, check=True, capture_output=True,
+                          text=True)
+    cache.chmod(0o755)
+    assert "1.000" in done.stdout
+    assert done.stderr.count("\n") == 1
+    assert "keeps nothing new (attempt to write a readonly database)" in done.stderr
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in cache.iterdir()) == before
 
 
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "a/b"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import resource
 import subprocess
 import sys
 import threading
@@ -113,6 +114,19 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, mirror: Path) -
     (tmp_path / "cache").write_text("a file, not a folder")
     with pytest.raises(UserError, match=r"cannot write to .*BLIP_ART_CACHE"):
         fetch(tmp_path / "cache", str(mirror))
+
+
+def test_a_disk_that_fills_up_is_named_and_the_fetch_goes_on_later(
+        tmp_path: Path, server: tuple[str, list[str]]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot write to .*; free space or set"):
+            fetch(tmp_path, server[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert fetch(tmp_path, server[0]) == BYTES
+    assert server[1] == ["", "bytes=200000-"]
 
 
 def test_four_processes_fetch_it_once(tmp_path: Path, server: tuple[str, list[str]]) -> None:

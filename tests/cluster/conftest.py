@@ -124,7 +124,9 @@ class Cluster:
         path.mkdir(parents=True)
         for folder in (sessions, path):
             shutil.chown(folder, self.user.pw_uid, self.user.pw_gid)
-        for old in sorted(sessions.iterdir(), key=lambda one: one.stat().st_mtime)[:-SESSIONS_KEPT]:
+        ended = [one for one in sessions.iterdir()
+                 if not Path("/proc", one.name.rpartition("_")[2]).exists()]
+        for old in sorted(ended, key=lambda one: one.stat().st_mtime)[:-SESSIONS_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
         return path
 

@@ -68,6 +68,7 @@ def test_odd_intervals_and_statistics_are_left_out(tmp_path, intervals):
     run = make_run(tmp_path / "joined", levels=(0.5,))
     write_json(run.scores("val", 0), scores_of(0.5, intervals=intervals, captions=[]))
     scores = read_runs([run])[0].best_scores("val")
+    assert scores is not None
     assert (scores.intervals, scores.shares) == ({}, {})
 
 

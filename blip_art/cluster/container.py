@@ -161,7 +161,9 @@ def _how_to_free(holders: List[Holder]) -> str:
                 "is left is stale: copy the file and name the copy in the site profile")
     if all("fuse2fs" in holder.command for holder in holders):
         # It has inherited the lock, and outlives an Apptainer that was killed.
-        return f"a killed container left it behind; end it with 'kill {holders[0].pid}'"
+        pid = holders[0].pid
+        return (f"a killed container left it behind; end it with 'kill {pid}', "
+                f"or 'kill -9 {pid}' if it stays")
     return "wait until it ends, or end it"
 
 

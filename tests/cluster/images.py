@@ -84,10 +84,14 @@ def _debootstrap(folder: Path) -> None:
 
 def _mirror() -> str:
     """The one this machine has its own packages from."""
-    return subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages",
-         "Origin: Debian", "Codename: bookworm", "Component: main"],
-        check=True, capture_output=True, text=True).stdout.split()[0]
+    ask = ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages",
+           "Origin: Debian", "Codename: bookworm", "Component: main"]
+    for _ in range(2):
+        found = subprocess.run(ask, check=True, capture_output=True, text=True).stdout.split()
+        if found:
+            return found[0]
+        subprocess.run(["apt-get", "update", "-qq"], check=True)
+    raise AssertionError("apt has no Debian bookworm among its sources")
 
 
 def _profile(image: Path, overlay: Path, base: Path) -> Path:

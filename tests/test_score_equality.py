@@ -24,6 +24,7 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from blip_art.score import corenlp, java
 from blip_art.score.engine import Engine
 from blip_art.score.meteor_formula import meteor_counts, meteor_of
+from blip_art.score.parses import Parser
 from blip_art.score.scoring import Scores, score_with
 from tests.score_data import MANY_ART_PAIRS, MANY_PICTURES, SPICE_PICTURES, coco_pairs
 
@@ -79,6 +80,20 @@ def split(pairs: dict[str, tuple[str, list[str]]]) -> tuple[dict[str, Any], dict
             {key: caption for key, (caption, _) in pairs.items()})
 
 
+# What turns texts into propositions for SPICE. Another parser is put here: it must pass all below.
+PARSERS: dict[str, Parser | None] = {"CoreNLP": None}
+
+
+@pytest.fixture(scope="module", params=PARSERS)
+def spice(request: pytest.FixtureRequest, italy: dict[str, str],
+          tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """An engine with one of the parsers, which knows no text yet."""
+    corenlp.fetch(corenlp.cache_folder(), corenlp.sources_from())
+    parses = tmp_path_factory.mktemp("parses") / "new.sqlite"
+    with Engine(environ=italy, parses=parses, parser=PARSERS[request.param]) as engine:
+        yield engine
+
+
 def scored(engine: Engine, pairs: dict[str, tuple[str, list[str]]], *metrics: str) -> Scores:
     scores = score_with(engine, *split(pairs), metrics)
     assert scores.failed == {}
@@ -130,26 +145,26 @@ def test_meteor_of_any_draw_follows_from_the_counts(
     assert meteor_of(counts[draw]) == pytest.approx(each, abs=1e-12)
 
 
-def test_spice_counts_are_pycocoevalcaps(engine: Engine) -> None:
+def test_spice_counts_are_pycocoevalcaps(spice: Engine) -> None:
     golden = json.loads(Path(__file__).with_name("golden").joinpath("spice.json").read_text())
     pairs = coco_pairs(SPICE_PICTURES)
     expected = dict(golden["coco"])
     for key, row in golden["art"].items():
         pairs[key] = (row["caption"], row["references"])
         expected[key] = row["counts"]
-    scores = scored(engine, pairs, "spice")
+    scores = scored(spice, pairs, "spice")
     assert scores.spice_counts == expected
     each = [row["SPICE"] for row in scores.per_image.values()]
     assert scores.metrics["SPICE"] == pytest.approx(sum(each) / len(each))
 
 
-def test_spice_counts_are_pycocoevalcaps_on_pictures_of_many(engine: Engine) -> None:
+def test_spice_counts_are_pycocoevalcaps_on_pictures_of_many(spice: Engine) -> None:
     """Golden/compare_spice.py compares all of them, and 1,000 of art."""
     stored = Path(__file__).with_name("golden").joinpath("spice_many.json.gz").read_bytes()
     golden = json.loads(gzip.decompress(stored))
     assert (len(golden["coco"]), len(golden["art"])) == (len(MANY_PICTURES), MANY_ART_PAIRS)
     pairs = coco_pairs(MANY_PICTURES[::85])
-    scores = scored(engine, pairs, "spice")
+    scores = scored(spice, pairs, "spice")
     assert {key: [n for name in golden["categories"] for n in counts[name]]
             for key, counts in scores.spice_counts.items()} == {
                 key: golden["coco"][key] for key in pairs}

@@ -120,6 +120,12 @@ def test_memory_is_the_control_groups(tmp_path: Path) -> None:
     assert java.memory_limit_mb({}, cgroups=tmp_path) == 1024
 
 
+@pytest.mark.parametrize("heap", ["lots", "0", "-5", "1.5"])
+def test_a_wrong_heap_is_named(heap: str) -> None:
+    with pytest.raises(UserError, match=f"BLIP_ART_HEAP_MB must be .*, not '{heap}'"):
+        java.java_setup(environ={"BLIP_ART_HEAP_MB": heap})
+
+
 def test_heap_and_threads_follow_the_job() -> None:
     setup = java.java_setup(environ={"SLURM_MEM_PER_NODE": "4000", "SLURM_CPUS_PER_TASK": "3"})
     assert (setup.heap_mb, setup.spare_heap_mb, setup.threads) == (2400, 3400, 3)

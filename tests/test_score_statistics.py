@@ -109,9 +109,11 @@ def test_the_sentence_names_what_makes_scores_doubtful() -> None:
     told = sentence({"pictures": 8653, "bleu": {"brevity_penalty": 0.61, "length_ratio": 0.7},
                      "captions": {"empty_share": 0.01, "unique_ratio": 0.5, "mean_words": 9.0,
                                   "most_frequent": "sun " * 40, "most_frequent_share": 0.25},
-                     "references": {"max_words": 16, "longer_share": 0.277}})
+                     "references": {"max_words": 16, "longer_share": 0.277},
+                     "cleaned": {"line_breaks": 2, "no_words": 1}})
     for words in ("8,653 pictures", "1.0 % of the captions are empty", "(25.0 %): 'sun sun",
-                  "penalty 0.610", "27.7 % of the references have more than 16 words"):
+                  "penalty 0.610", "2 with line breaks, 1 with no words",
+                  "27.7 % of the references have more than 16 words"):
         assert words in told
 
 

@@ -114,7 +114,7 @@ def _engine_options(parser: argparse.ArgumentParser) -> None:
                         help=f"some of {','.join(METRIC_NAMES)}; default: all, "
                              "or what the run's configuration says")
     parser.add_argument("--java", metavar="HOME", default="", help="the Java runtime to use")
-    parser.add_argument("--threads", type=int, metavar="N", default=0,
+    parser.add_argument("--threads", type=_count, metavar="N", default=0,
                         help="captions parsed at once; default: the cores of the job")
 
 

@@ -83,12 +83,18 @@ def java_setup(java: str = "", heap_mb: int = 0, threads: int = 0,
     home = find_java_home(java or environ.get("BLIP_ART_JAVA", ""), environ)
     limit_mb = memory_limit_mb(environ)
     own_heap_mb = max(SMALLEST_HEAP_MB, min(DEFAULT_HEAP_MB, int(limit_mb * HEAP_SHARE)))
-    heap_mb = heap_mb or int(environ.get("BLIP_ART_HEAP_MB") or own_heap_mb)
+    heap_mb = heap_mb or _chosen_heap_mb(environ.get("BLIP_ART_HEAP_MB", "")) or own_heap_mb
     libjvm = _libjvm(home)
     assert libjvm is not None, home
     return JavaSetup(libjvm=str(libjvm), version=_version(home), heap_mb=heap_mb,
                      spare_heap_mb=max(heap_mb, int(limit_mb * LARGEST_HEAP_SHARE)),
                      threads=threads or cpu_count(environ))
+
+
+def _chosen_heap_mb(text: str) -> int:
+    if text and (not text.isdigit() or not int(text)):
+        raise UserError(f"BLIP_ART_HEAP_MB must be a whole number of MB, not '{text}'")
+    return int(text or 0)
 
 
 def find_java_home(chosen: str, environ: Mapping[str, str]) -> Path:

@@ -43,6 +43,8 @@ def prepare(arguments: Sequence[str]) -> int:
     from blip_art.score.workers import MetricFailed
 
     index, count = _shard(options.shard)
+    if options.threads < 0:
+        raise UserError(f"--threads {options.threads}: it must be a whole number above 0")
     began = time.monotonic()
     with Engine(java_home=options.java, threads=options.threads, parses=options.parses) as engine:
         texts = _tokenized(engine, options.references)

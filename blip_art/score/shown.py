@@ -33,7 +33,7 @@ def with_intervals(label: str, record: Mapping[str, Any]) -> Dict[str, Dict[str,
 
 def sentence(record: Mapping[str, Any]) -> str:
     """What the captions are like, and what the references leave possible."""
-    parts = [f"{record['pictures']:,} pictures"]
+    parts = [f"{record['pictures']:,} picture" + "s" * (record["pictures"] != 1)]
     captions = record.get("captions")
     if captions:
         empty, unique, most = (_percent(captions[name]) for name in (
@@ -48,6 +48,10 @@ def sentence(record: Mapping[str, Any]) -> str:
     if "longer_share" in references:
         parts.append(f"{_percent(references['longer_share'])} of the references have more than "
                      f"{references['max_words']} words")
+    if record.get("cleaned"):
+        odd = ", ".join(f"{count:,} with {name.replace('_', ' ')}"
+                        for name, count in record["cleaned"].items())
+        parts.append(f"odd texts among captions and references: {odd}")
     return "\n".join(parts)
 
 

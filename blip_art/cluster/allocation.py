@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,11 +76,20 @@ def run_in_allocation(job: Job, folder: str) -> int:
         code = EXIT_INTERRUPTED
     else:
         stop.withdraw()
+    if task.local_rank == 0 and job.layout != "gpu":  # whose other tasks may still be ending
+        _empty_scratch()
     if code:
         # Not an exception, whose traceback submitit would print below the command's own last line.
         sys.stdout.flush()
         os._exit(code)
     return 0
+
+
+def _empty_scratch() -> None:
+    """Remove what singularity/run.sh made for this job on this node."""
+    folder = os.environ.get("TMPDIR", "")
+    if Path(folder).name.startswith("blip_art-"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class StopNote:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
@@ -268,7 +269,16 @@ def _fetch(arguments: Sequence[str]) -> int:
     cache = corenlp.cache_folder()
     jars = corenlp.fetch(cache, options.sources or corenlp.sources_from())
     print(f"CoreNLP {corenlp.VERSION} is in {jars[0].parent}")
+    _index_paraphrases(cache)
     return 0
+
+
+def _index_paraphrases(cache: Path) -> None:
+    """Make METEOR's index while the cache can be written to, where METEOR is installed."""
+    if find_spec("numpy") and find_spec("pycocoevalcap"):
+        from blip_art.score import java, paraphrases
+
+        paraphrases.indexed(paraphrases.table_of(java.class_paths([])["meteor"]), cache)
 
 
 COMMANDS: Dict[str, Callable[[Sequence[str]], int]] = {

@@ -184,6 +184,7 @@ def test_a_folder_without_runs_is_the_users_mistake(tmp_path: Path) -> None:
         find_runs([str(tmp_path)])
     with pytest.raises(UserError, match="no run folder at"):
         find_runs([str(tmp_path / "none")])
+    assert shown(survey(find_runs([str(tmp_path)], must=False), answers())[0]).startswith("no runs")
 
 
 def test_a_queued_run_that_was_cancelled_stays_cancelled_without_accounting(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def run_status(args: argparse.Namespace) -> int:
         raise UserError(f"no folder '{RUNS}' here; name the run folders, or go to where "
                         "launch.py was called")
     while True:
-        rows, notes = survey(find_runs(args.runs or [RUNS]), Slurm())
+        rows, notes = survey(find_runs(args.runs or [RUNS], must=bool(args.runs)), Slurm())
         text = as_json(rows, notes) if args.json else shown(rows, notes, terminal_width())
         if args.watch and sys.stdout.isatty():
             text = f"\033[2J\033[H{time.strftime('%H:%M:%S')}, every {args.watch:g} s\n{text}"

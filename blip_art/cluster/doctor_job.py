@@ -21,14 +21,14 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Iterable, List, Optional
+from typing import Any, Iterable, List, Optional
 
 from blip_art.cluster.checks import Check, fail, guarded, ok, warn
 from blip_art.errors import EXIT_FAILED
 from blip_art.files import write_json
 
 SCORING_LIMIT_S = 180
-SIGNAL_LIMIT_S = 90.0
+SIGNAL_LIMIT_S, LOOK_S = 90.0, .1
 ARCHITECTURE = "sm_70"
 # A host that `launch.py fetch` needs too.
 INTERNET = ("iconclass.org", 443)
@@ -52,30 +52,38 @@ def main(argv: Optional[List[str]] = None) -> int:
             _write(report, found, "looking")
     found += guarded(kernels, args)
     try:
-        from blip_art.distributed import Stop
+        from blip_art.distributed import Stop, process_group
     except ImportError as error:
         _write(report, [*found, fail(f"no training here: {error}", "build the image again")],
                "done")
         return EXIT_FAILED
     with Stop() as stop:
         _write(report, found, "joining the other ranks")
-        found += guarded(ranks, args)
-        _write(report, found, "waiting for the signal")
-        began = time.monotonic()
-        while not stop and time.monotonic() - began < SIGNAL_LIMIT_S:
-            time.sleep(.05)
-        found += guarded(signalled, stop.signal)
+        with process_group() as world:
+            found += ranks(world)
+            _write(report, found, "waiting for the signal")
+            found += signalled(agreed_signal(stop, world))
     _write(report, found, "done")
     return 0
 
 
-def signalled(number: Optional[int]) -> Iterable[Check]:
+def agreed_signal(stop: Any, world: Any) -> int:
+    """The signal that any rank got, on all of them, as training agrees to save; 0 for none."""
+    for _ in range(int(SIGNAL_LIMIT_S / LOOK_S)):  # equally often on every rank
+        number = int(world.most(stop.signal or 0))
+        if number:
+            return number
+        time.sleep(LOOK_S)
+    return 0
+
+
+def signalled(number: int) -> Iterable[Check]:
     """The signal came to Python, and left it what it needs to save."""
     if not number:
         yield fail(f"no signal in {SIGNAL_LIMIT_S:.0f} s", "a shell between Slurm and Python "
                    "swallows it: jobs could not save before their time limit")
         return
-    yield ok(f"{signal.Signals(number).name} reached Python")
+    yield ok(f"{signal.Signals(number).name} reached Python, all ranks agree")
     time.sleep(1)  # as long as what else it reached may take to end
     try:
         os.listdir(sys.prefix)
@@ -221,27 +229,24 @@ def kernels(args: argparse.Namespace) -> Iterable[Check]:
     yield ok(text) if right else fail(f"{text} computes wrongly", "tell the administrators")
 
 
-def ranks(args: argparse.Namespace) -> Iterable[Check]:
+def ranks(world: Any) -> Iterable[Check]:
     """The ranks find each other, on the CPU (gloo) and on the GPUs (NCCL), as training does."""
     import torch
     import torch.distributed as dist
 
-    from blip_art.distributed import process_group
-
-    with process_group() as world:
-        began = time.monotonic()
-        total = world.sum([1.0])[0]
-        ways = ["gloo"]
-        if world.size > 1 and world.device.type == "cuda":
-            ones = torch.ones(1 << 20, device=world.device)
-            dist.all_reduce(ones)
-            total = min(total, float(ones.min().item()))
-            ways.append("NCCL")
-        if world.rank == 0:
-            text = (f"{world.size} ranks add up by {' and '.join(ways)} "
-                    f"({time.monotonic() - began:.2f} s)")
-            yield ok(text) if total == world.size else fail(
-                f"{text}, wrongly: {total}", "look at NCCL_DEBUG=INFO in 'setup'")
+    began = time.monotonic()
+    total = world.sum([1.0])[0]
+    ways = ["gloo"]
+    if world.size > 1 and world.device.type == "cuda":
+        ones = torch.ones(1 << 20, device=world.device)
+        dist.all_reduce(ones)
+        total = min(total, float(ones.min().item()))
+        ways.append("NCCL")
+    if world.rank == 0:
+        text = (f"{world.size} ranks add up by {' and '.join(ways)} "
+                f"({time.monotonic() - began:.2f} s)")
+        yield ok(text) if total == world.size else fail(
+            f"{text}, wrongly: {total}", "look at NCCL_DEBUG=INFO in 'setup'")
 
 
 if __name__ == "__main__":

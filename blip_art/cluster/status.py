@@ -83,11 +83,11 @@ class Folder:
     """The numbers; state and why are still to be decided."""
 
 
-def find_runs(paths: Sequence[str]) -> List[RunDir]:
+def find_runs(paths: Sequence[str], must: bool = True) -> List[RunDir]:
     """Run folders among the paths and below them, in the order of their names.
 
     Raises:
-        UserError: a path is no folder, or no run lies in it.
+        UserError: a path is no folder, or, if there `must` be one, no run lies in it.
     """
     found: Dict[Path, RunDir] = {}
     for path in paths:
@@ -95,7 +95,7 @@ def find_runs(paths: Sequence[str]) -> List[RunDir]:
             raise UserError(f"no run folder at {path}; 'launch.py train CONFIG' makes one, "
                             "'launch.py status' shows those there are")
         below = sorted(_runs_below(path), key=_natural)
-        if not below:
+        if must and not below:
             raise UserError(f"no run in {path}: no folder there has a state.json or submitted "
                             "jobs; runs lie in runs/NAME")
         found.update({Path(one): RunDir(one) for one in below})
@@ -346,6 +346,8 @@ def duration(seconds: float) -> str:
 
 def shown(rows: Sequence[Row], notes: Sequence[str] = (), width: int = 0) -> str:
     """The table, a line of totals, the notes."""
+    if not rows:
+        return "no runs yet; 'launch.py train CONFIG' makes one"
     lines = [table(HEADER, [_cells(row) for row in rows], width, _NUMBERS)]
     if len(rows) > 1:
         lines.append(_totals(rows))

@@ -1,0 +1,139 @@
+"""A user's day on the real cluster: doctor, status, logs, cancel, resume, fetch.
+
+    python -m pytest tests/cluster/test_day.py
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blip_art.files import RunDir
+from tests.cluster import daemons
+from tests.cluster.conftest import Cluster
+from tests.cluster.jobs import Runs, state_of
+from tests.mini import write_mini
+
+
+class Day(Runs):
+    """Runs in a folder of this file's own."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.folder = cluster.home / "day"
+        write_mini(self.folder / "mini", train=400, val=7)
+        self.own(self.folder)
+
+    def say(self, *words: str | Path, code: int = 0, **env: str) -> str:
+        """What launch.py prints, which must end with `code`."""
+        done = self.cluster.launch(*words, cwd=self.folder, env=env)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + (done.stderr if code else "")
+
+    def row(self, run: RunDir, **env: str) -> dict[str, Any]:
+        """The run's row of status."""
+        found = json.loads(self.say("status", run.path, "--json", code=0, **env))
+        [row] = found["runs"]
+        return {**row, "notes": found["notes"]}
+
+    def reach(self, run: RunDir, state: str) -> None:
+        self.cluster.wait(lambda: self.row(run)["state"] == state, 180,
+                          f"{run.name} to be {state}: {self.row(run)}")
+
+
+@pytest.fixture(scope="module")
+def day(cluster: Cluster) -> Day:
+    return Day(cluster)
+
+
+@pytest.mark.parametrize("layout", ["node", "gpu"])
+def test_doctors_job_finds_a_node_fit(day: Day, layout: str) -> None:
+    site = day.cluster.write_site(f"doctor_{layout}", layout=layout)
+    said = day.say("doctor", "--job", "--site", site)
+    for line in (" known scores computed", "has kernels for sm_70", "4 ranks add up by gloo",
+                 "SIGUSR2 reached Python, all ranks agree (4 ranks)", "signal round trip: ",
+                 f"inside {day.cluster.image}", "the model hub is off"):
+        assert line in said
+    assert "fail |" not in said
+    assert ".doctor" not in day.say("status")  # it is no run
+
+
+def test_doctor_names_what_slurm_would_refuse(day: Day) -> None:
+    site = day.cluster.write_site("wrong", partition="fast", account="nobody", image="/no/a.sif",
+                                  cpu_time_min=100_000, overlay=str(day.cluster.site))
+    said = day.say("doctor", "--job", "--site", site, code=1)
+    for line in ("no partition fast | there are: gpu", "has no account nobody | yours: art",
+                 "a GPU job is refused", "no image at /no/a.sif | build it with", "is no overlay",
+                 "cpu_time_min: 1440", "no job is submitted before"):
+        assert line in said
+
+
+def test_a_run_is_watched_cancelled_and_resumed(day: Day) -> None:
+    run = day.train("a b", "train.epochs=200", scored=True)
+    day.cluster.wait(lambda: day.row(run)["epochs_done"] > 0, 240, day.said(run))
+    row = day.row(run)
+    assert (row["state"], row["epochs"]) == ("running", 200)
+    assert row["why"].startswith(f"job {day.job(run)} on v100-")
+    assert row["loss"] > 0
+    assert row["gpu_hours_exact"]
+    watched = day.cluster.popen([day.cluster.python, day.cluster.checkout / "launch.py", "logs",
+                                 "-f", run.path], cwd=day.folder)
+    said = day.say("cancel", run.path)
+    for stage in ("train", "follow", "score", "collect"):
+        assert f"cancelled {stage} job {day.job(run, stage)}" in said
+    # It ends by itself, when the job has.
+    log, _ = watched.communicate(timeout=120)
+    assert "epoch   0  loss" in log
+    assert "has ended" in log
+    day.wait_until_gone(run)
+    assert state_of(run) == "stopped"
+    assert day.starts(run) == 1
+    assert day.row(run)["state"] == "cancelled"
+    done = day.row(run)["epochs_done"]
+    day.say("resume", run.path)
+    assert day.starts(run) == 1
+    day.reach(run, "running")
+    assert "nothing to do" in day.say("resume", run.path)
+    day.cluster.wait(lambda: day.row(run)["epochs_done"] > done, 180, day.said(run))
+    day.say("cancel", run.path)
+    day.wait_until_gone(run)
+    assert "epoch   0" not in day.say("logs", run.path)
+
+
+def test_status_does_without_accounts_and_without_a_controller(day: Day) -> None:
+    run = day.train("alone", "train.epochs=1")
+    day.wait(run)
+    day.wait_until_gone(run)
+    bin = day.folder / "bin"
+    bin.mkdir()
+    (bin / "squeue").symlink_to("/usr/bin/squeue")
+    row = day.row(run, PATH=f"{bin}")
+    assert (row["state"], row["epochs_done"], row["gpu_hours_exact"]) == ("finished", 1, False)
+    assert "no command sacct" in row["notes"][0]
+    dead = day.folder / "dead.conf"
+    dead.write_text(daemons.SLURM_CONF.read_text().replace("SlurmctldPort=", "SlurmctldPort=1"))
+    row = day.row(run, SLURM_CONF=str(dead))
+    assert row["state"] == "finished"
+    assert "controller does not answer" in row["notes"][0]
+
+
+def test_a_run_that_died_before_it_wrote_is_explained(day: Day) -> None:
+    day.train("dead", scratch="/proc/nowhere")
+    run = RunDir(day.folder / "runs" / "dead")
+    day.wait_until_gone(run)
+    row = day.row(run)
+    assert (row["state"], row["why"]) == ("failed", f"job {day.job(run)}: exit code 2")
+    assert "cannot write to scratch folder /proc/nowhere" in day.say("logs", run.path)
+
+
+def test_corenlp_is_fetched_through_the_image_where_jgo_is_not(day: Day) -> None:
+    folder = day.folder / "cache"
+    try:
+        said = day.say("fetch", "corenlp", "--to", folder)
+        assert "stanford-corenlp-3.6.0-models.jar" in said
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import platform
@@ -113,10 +114,13 @@ def _theirs(folder: Path) -> Run:
 
 
 def _ours(folder: Path) -> Run:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT),
-                   "BLIP_ART_PARSES": str(folder / "parses.sqlite")}
+    numbers = itertools.count()
 
     def run(pairs: Path, metrics: str) -> dict[str, float]:
+        # What is remembered from row to row are the rows with SPICE.
+        name = "parses" if "spice" in metrics else f"alone_{next(numbers)}"
+        environment = {**os.environ, "PYTHONPATH": str(ROOT),
+                       "BLIP_ART_PARSES": str(folder / f"{name}.sqlite")}
         done = subprocess.run([sys.executable, "-c", OURS, str(pairs), metrics], env=environment,
                               check=True, stdout=subprocess.PIPE, text=True)
         values: dict[str, float] = json.loads(done.stdout.strip().rpartition("\n")[2])

@@ -264,6 +264,34 @@ def test_an_array_prepares_what_scoring_then_finds(tmp_path: Path, path: Path) -
     assert scores.metrics == {"SPICE": 0.0}
 
 
+def test_the_same_captions_again_start_no_java(
+        path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corenlp.fetch(corenlp.cache_folder(), corenlp.sources_from())
+    scores = []
+    answers = path.with_name("parses_answers.sqlite")
+    for damage in (b"", b"", b"not a database " * 500):
+        if damage:
+            answers.write_bytes(damage)
+        capsys.readouterr()
+        with Engine(parses=path) as engine:
+            scores.append(score_with(engine, {1: ["A red cat"], 2: ["a ship"]},
+                                     {1: "a red cat.", 2: "two ships"}))
+            # Asked in the first run, and where the answers are lost.
+            assert (engine.worker_pid is None) is (len(scores) == 2)
+        assert capsys.readouterr().err == ""
+    assert [each.per_image for each in scores] == [scores[0].per_image] * 3
+    assert [each.spice_counts for each in scores] == [scores[0].spice_counts] * 3
+
+
+def test_an_engine_that_was_closed_remembers_what_it_parses_then(path: Path) -> None:
+    """As a follower's between epochs."""
+    with Engine(parser=FakeParser(), parses=path) as engine:
+        engine.propositions(["a"])
+        engine.close()
+        engine.propositions(["a b"])
+    assert parsed(path, "a", "a b") == []
+
+
 def test_a_command_works_from_a_cache_that_it_cannot_write_to(tmp_path: Path) -> None:
     """A folder that somebody shares: jars, METEOR's index and parses are read, nothing is kept."""
     cache, refs = tmp_path / "cache", tmp_path / "refs.json"

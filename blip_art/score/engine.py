@@ -14,6 +14,7 @@ from tqdm import tqdm
 from blip_art.errors import UserError
 from blip_art.files import PathLike
 from blip_art.score import corenlp, java, paraphrases
+from blip_art.score.answers import Answers
 from blip_art.score.coco import cleaned
 from blip_art.score.parse_cache import FILE_NAME, ParseCache
 from blip_art.score.parses import OnParsed, Parser, Propositions, by_cost, parse_cost, word_count
@@ -49,6 +50,7 @@ class Engine:
             parses or environ.get("BLIP_ART_PARSES") or self._cache / FILE_NAME).expanduser()
         """Where parses are remembered."""
         self._stored: Optional[ParseCache] = None
+        self._answers = Answers(self.parses_file)
         self._tokens: Dict[str, str] = {}
         self._parses: Dict[str, Propositions] = {}
         self.parsed = 0
@@ -66,10 +68,12 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """End the worker."""
+        """End the worker and close the files; who asks again starts and opens them again."""
         self._workers.stop()
+        self._answers.close()
         if self._stored:
             self._stored.close()
+        self._stored = None
 
     @property
     def worker_pid(self) -> Optional[int]:
@@ -88,14 +92,13 @@ class Engine:
         lines = {text: cleaned(text) for text in texts}
         new = [line for line in dict.fromkeys(lines.values()) if line not in self._tokens]
         soon = [name for name in soon if name in ("meteor", "spice")]
-        self._tokens.update(zip(new, self._workers.map("tokenize", new, _linear_limit_s,
-                                                       soon=soon)))
+        self._tokens.update(zip(new, self._ask("tokenize", new, soon=soon)))
         return [self._tokens[lines[text]] for text in texts]
 
     def meteor(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> List[str]:
         """METEOR's statistics of each tokenized caption, as it writes them down."""
         paraphrases.indexed(paraphrases.table_of(self._class_paths["meteor"]), self._cache)
-        return self._map_shown("meteor", "METEOR", [
+        return self._ask_shown("meteor", "METEOR", [
             [caption, list(texts)] for caption, texts in zip(captions, references)])
 
     def propositions(self, texts: Sequence[str]) -> Dict[str, Propositions]:
@@ -130,7 +133,7 @@ class Engine:
               references: Sequence[Sequence[Propositions]]) -> List[Dict[str, List[int]]]:
         """Counts of matching propositions by category, for each caption."""
         self.require_corenlp()
-        return self._map_shown("spice", "SPICE", [
+        return self._ask_shown("spice", "SPICE", [
             [caption, list(texts)] for caption, texts in zip(captions, references)])
 
     def parse_in_java(self, texts: Sequence[str], on_parsed: OnParsed) -> None:
@@ -155,10 +158,17 @@ class Engine:
             corenlp.find_jars(self._cache)
             raise UserError("CoreNLP was fetched meanwhile; run the command again")
 
-    def _map_shown(self, name: str, label: str, items: Sequence[Any]) -> List[Any]:
+    def _ask_shown(self, name: str, label: str, items: Sequence[Any]) -> List[Any]:
         with self._bar(len(items), label, unit="pictures") as bar:
-            return self._workers.map(name, items, _linear_limit_s,
-                                     lambda values: bar.update(len(values)))
+            return self._ask(name, items, on_values=lambda values: bar.update(len(values)))
+
+    def _ask(self, name: str, items: Sequence[Any], **options: Any) -> List[Any]:
+        """A worker's values; what exactly these items gave once is known without one."""
+        values = self._answers.find(name, items) if items else []
+        if values is None:
+            values = self._workers.map(name, items, _linear_limit_s, **options)
+            self._answers.add(name, items, values)
+        return values
 
     def _bar(self, total: float, label: str, **options: Any) -> Any:
         return tqdm(total=total, desc=label, leave=False,

@@ -51,9 +51,15 @@ class ParseCache:
     """A file of parses. Trouble with it costs time, said in one line, but never a result."""
 
     def __init__(self, path: PathLike, parser: str,
-                 can_lock: Callable[[Path], bool] = can_lock) -> None:
+                 can_lock: Callable[[Path], bool] = can_lock, optional: bool = False) -> None:
+        """Open or make the file.
+
+        Args:
+            optional: nobody misses it: no line about trouble, no parts without locks.
+        """
         self.path = Path(path)
         self._parser = parser
+        self._optional = optional
         self._said = False
         self._shared: Optional[sqlite3.Connection] = None
         self._own: Optional[sqlite3.Connection] = None
@@ -102,7 +108,7 @@ class ParseCache:
     def _writer(self) -> Optional[sqlite3.Connection]:
         if self._locks:
             return self._shared
-        if not self._own:
+        if not self._own and not self._optional:
             self._own = self._connect(own_part(self.path), "&nolock=1")
         return self._own
 
@@ -133,7 +139,8 @@ class ParseCache:
         except (OSError, sqlite3.Error):
             self._say(f"is broken ({error}) and cannot be replaced")
             return None
-        _print(f"{path} is broken ({error}): begun again, what there was is in {aside.name}")
+        if not self._optional:
+            _print(f"{path} is broken ({error}): begun again, what there was is in {aside.name}")
         return connection
 
     def _do(self, connection: Optional[sqlite3.Connection], statement: str,
@@ -155,9 +162,9 @@ class ParseCache:
         return []
 
     def _say(self, what: str) -> None:
-        if not self._said:
-            self._said = True
+        if not self._said and not self._optional:
             _print(f"the parses in {self.path}: {what}")
+        self._said = True
 
 
 def own_part(path: Path) -> Path:

@@ -1,0 +1,56 @@
+"""Remembers on disk what Java said to whole questions: the same captions again start no Java.
+
+    answers = Answers(Path("parses.sqlite")); answers.add("meteor", pairs, lines)
+
+Beside the parses, which are worth sharing, in a file that may be removed at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, List, Optional, Sequence
+
+from blip_art.score.parse_cache import ParseCache
+
+# What we do to texts before and after Java: another number, and old answers count no more.
+RULES = 1
+LARGEST_BYTES = 256_000_000
+
+
+class Answers:
+    """A file of questions and answers; without it, or with a broken one, Java is asked."""
+
+    def __init__(self, parses_file: Path) -> None:
+        self._path = parses_file.with_name(f"{parses_file.stem}_answers.sqlite")
+        self._file: Optional[ParseCache] = None
+
+    def find(self, name: str, items: Sequence[Any]) -> Optional[List[Any]]:
+        """The values of the items, if exactly these were asked for before."""
+        question = _question(name, items)
+        found: Any = self._opened().find([question]).get(question)
+        return found if isinstance(found, list) and len(found) == len(items) else None
+
+    def add(self, name: str, items: Sequence[Any], values: List[Any]) -> None:
+        self._opened().add({_question(name, items): values})
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+        self._file = None
+
+    def _opened(self) -> ParseCache:
+        if self._file is None:
+            with contextlib.suppress(OSError):
+                if self._path.stat().st_size > LARGEST_BYTES:
+                    self._path.unlink()
+            self._file = ParseCache(
+                self._path, f"pycocoevalcap {version('pycocoevalcap')}, rules {RULES}",
+                optional=True)
+        return self._file
+
+
+def _question(name: str, items: Sequence[Any]) -> str:
+    return json.dumps([name, items])

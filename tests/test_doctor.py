@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -130,6 +131,20 @@ def test_slurms_own_refusal_is_passed_on() -> None:
     ("Disk quotas for user me (uid 7): none\n", None)])
 def test_quota_is_read_from_lustre_and_from_quota(text: str, room: Room | None) -> None:
     assert read_quota(text) == room
+
+
+@pytest.mark.parametrize(("at", "head"), [
+    (0, bytes(32) + b"SIF_MAGIC" + bytes(71) + struct.pack("<QQ", 4096, 904)),
+    (0, b"hsqs" + bytes(36) + struct.pack("<Q", 5000)),
+    (1024, bytes(4) + struct.pack("<I", 5) + bytes(16) + struct.pack("<I", 0) + bytes(28)
+     + b"\x53\xef")])
+def test_an_image_that_was_cut_in_copying_is_named(tmp_path: Path, at: int, head: bytes) -> None:
+    path = tmp_path / "image"
+    path.write_bytes((bytes(at) + head).ljust(5120, b"x"))
+    assert checks_files.whole("image", str(path), "").verdict == "ok"
+    path.write_bytes(path.read_bytes()[:4999])
+    found = checks_files.whole("image", str(path), "copy it again")
+    assert found.what.startswith(f"image {path} is cut short: 4,999 of 5,")
 
 
 def test_files_that_the_site_is_about_to_delete_are_named(

@@ -10,6 +10,7 @@ import itertools
 import os
 import re
 import shutil
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -39,7 +40,7 @@ def image(site: Site) -> Iterable[Check]:
     from blip_art.cluster.container import check_image
 
     check_image(site.image)
-    yield ok(f"image {site.image}, {_gb(Path(site.image).stat().st_size)}")
+    yield whole("image", site.image, "copy or build it again")
 
 
 def overlay(site: Site) -> Iterable[Check]:
@@ -49,8 +50,33 @@ def overlay(site: Site) -> Iterable[Check]:
     from blip_art.cluster.container import check_overlay
 
     check_overlay(site.overlay, site.gpus_per_node)
-    size = Path(site.overlay).stat().st_size
-    yield ok(f"overlay {site.overlay}, {_gb(size)}, nobody writes to it")
+    yield whole("overlay", site.overlay, "copy or build it again", ", nobody writes to it")
+
+
+def whole(what: str, path: str, mend: str, more: str = "") -> Check:
+    """Whether a file is as long as its own head says: a copy that stopped is not."""
+    if Path(path).is_dir():  # an unpacked image
+        return ok(f"{what} {path}{more}")
+    size = Path(path).stat().st_size
+    with open(path, "rb") as file:
+        said = announced_bytes(file.read(2048))
+    if size < said:
+        return fail(f"{what} {path} is cut short: {size:,} of {said:,} bytes", mend)
+    return ok(f"{what} {path}, {_gb(size)}{more}")
+
+
+def announced_bytes(head: bytes) -> int:
+    """How long a SIF, squashfs or ext3 says it is; 0 if it is none of them."""
+    if head[32:41] == b"SIF_MAGIC":
+        start, length = struct.unpack_from("<QQ", head, 112)
+        return int(start + length)
+    if head[:4] == b"hsqs":
+        return int(struct.unpack_from("<Q", head, 40)[0])
+    if head[1080:1082] == b"\x53\xef":
+        blocks, = struct.unpack_from("<I", head, 1024 + 4)
+        exponent, = struct.unpack_from("<I", head, 1024 + 24)
+        return int(blocks << (10 + exponent))
+    return 0
 
 
 class Room(NamedTuple):

@@ -7,6 +7,7 @@ Works without Slurm: then everything comes from the run folders.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -164,14 +165,13 @@ def ask(slurm: Slurm, jobs: Sequence[Submitted]) -> Answers:
 
 
 def _has_accounts(sites: Iterable[str]) -> bool:
-    from blip_art.cluster.site import load_site
-
     for site in filter(None, sites):
-        try:
+        # Without PyYAML, or where the profile has moved since, sacct itself will tell.
+        with contextlib.suppress(UserError, ImportError):
+            from blip_art.cluster.site import load_site
+
             if not load_site(site).has_sacct:
                 return False
-        except UserError:
-            continue  # the profile has moved since; sacct itself will tell
     return True
 
 

@@ -34,7 +34,10 @@ class Answers:
         return found if isinstance(found, list) and len(found) == len(items) else None
 
     def add(self, name: str, items: Sequence[Any], values: List[Any]) -> None:
-        self._opened().add({_question(name, items): values})
+        """Remember these, unless the file is large: then it is for people to remove."""
+        with contextlib.suppress(OSError):
+            if self._path.stat().st_size < LARGEST_BYTES:
+                self._opened().add({_question(name, items): values})
 
     def close(self) -> None:
         if self._file:
@@ -43,9 +46,6 @@ class Answers:
 
     def _opened(self) -> ParseCache:
         if self._file is None:
-            with contextlib.suppress(OSError):
-                if self._path.stat().st_size > LARGEST_BYTES:
-                    self._path.unlink()
             self._file = ParseCache(
                 self._path, f"pycocoevalcap {version('pycocoevalcap')}, rules {RULES}",
                 optional=True)

@@ -137,6 +137,12 @@ def test_without_sacct_gpu_hours_are_reckoned_and_marked(tmp_path: Path) -> None
     assert "accounting storage is disabled" in notes[0]
 
 
+def test_jobs_that_accounting_has_forgotten_are_reckoned_too(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "art", "finished", 4, job="12")
+    row = row_of(run, answers(squeue=Completed(0), sacct=Completed(0)))
+    assert (row.gpu_hours, row.gpu_hours_exact) == (4.0, False)
+
+
 def test_a_dead_controller_leaves_what_the_folders_say(tmp_path: Path) -> None:
     run = make_run(tmp_path / "art", "running", 1, job="12")
     dead = Completed(1, "", "slurm_load_jobs error: Unable to contact slurm controller "

@@ -322,15 +322,10 @@ def _reckoned_hours(run: RunDir, jobs: Sequence[Submitted],
 
 def _gpu_hours(folder: Folder, answers: Answers) -> Tuple[Optional[float], bool]:
     """GPU-hours of all the run's jobs, and whether Slurm accounted for them."""
-    asked = [job for job in folder.jobs if job.gpus]
-    if answers.accounts is None or not asked:
-        return folder.row.gpu_hours, False
-    seconds = 0
-    for job in asked:
-        row = answers.accounts.get(job.job_id)
-        if row:  # a site may account for time, but not for GPUs
-            seconds += row.gpu_seconds or row.seconds * job.gpus * job.nodes
-    return seconds / 3600, True
+    rows = [(job, (answers.accounts or {}).get(job.job_id)) for job in folder.jobs if job.gpus]
+    # A site may account for time, but not for GPUs.
+    seconds = [row.gpu_seconds or row.seconds * job.gpus * job.nodes for job, row in rows if row]
+    return (sum(seconds) / 3600, True) if seconds else (folder.row.gpu_hours, False)
 
 
 def duration(seconds: float) -> str:

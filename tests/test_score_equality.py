@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import random
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -129,6 +130,19 @@ def test_pycocoevalcaps_classes_agree_on_odd_captions_too(
         assert scores.metrics[name] == pytest.approx(value, abs=1e-9), name
         mine = [scores.per_image[key][name] for key in references]
         assert mine == pytest.approx(values, abs=1e-9), name
+
+
+def test_meteor_reads_hyphens_and_apostrophes_as_pycocoevalcaps(
+        engine: Engine, their_meteor: Meteor) -> None:
+    """Its normalizer is not asked for all texts, nor for whole ones where words will do."""
+    choice = random.Random(0)
+    texts = ["".join(choice.choices("ab1 ~-'s -.'a9/&", k=18)) + " a-b-c it's" for _ in range(300)]
+    pairs = list(zip(texts, texts[1:] + texts[:1], strict=True))
+    corpus, each = their_meteor.compute_score({n: [b] for n, (_, b) in enumerate(pairs)},
+                                              {n: [a] for n, (a, _) in enumerate(pairs)})
+    counts = meteor_counts(engine.meteor([a for a, _ in pairs], [[b] for _, b in pairs]))
+    assert meteor_of(counts.sum(axis=0)) == pytest.approx(corpus, abs=1e-12)
+    assert meteor_of(counts) == pytest.approx(each, abs=1e-12)
 
 
 @pytest.mark.parametrize("draw", [[3] * 5, [*range(20), 2, 2, 39, 39], list(range(0, 40, 3))])

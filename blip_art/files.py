@@ -162,9 +162,14 @@ class RunDir:
         return self.slurm / "jobs.json"
 
     @property
-    def cancelled(self) -> Path:
-        """Left by 'launch.py cancel'."""
-        return self.slurm / "cancelled"
+    def frozen_config(self) -> Path:
+        """The configuration as it was submitted: a queued job must not see a later edit."""
+        return self.slurm / "config.yaml"
+
+    @property
+    def training_lock(self) -> Path:
+        """Held by rank 0 of the training that writes here."""
+        return self.path / ".training"
 
     def weights(self, epoch: int) -> Path:
         return self.checkpoints / f"epoch_{epoch:02d}.safetensors"

@@ -33,22 +33,33 @@ if [[ -e $request ]]; then
     reason=$(<"$request")
 elif ((code)) && [[ $told ]]; then
     reason=$told
-elif ((code == 140)); then
-    reason="SIGUSR2 before it could listen"
+elif ((code == 140 || code == 143)); then
+    reason="$([[ $code == 140 ]] && echo SIGUSR2 || echo SIGTERM) before it could listen"
 fi
 rm -f "$stop" "$request"
 [[ ${reason:-} ]] || exit "$code"
 echo "job $job was stopped: $reason"
 ((code)) || code=130
-state=$(squeue --noheader --jobs="$job" --format=%T || true)
-if [[ $state != RUNNING ]]; then
-    echo "job $job is ${state:-gone}: not queued again"
-elif ((restarts >= max)); then
+if ((restarts >= max)); then
     echo "job $job was queued again $restarts times, which is the site's limit (max_requeues);" \
         "'launch.py resume' goes on by hand"
-elif scontrol requeue "$job"; then
-    echo "job $job is queued again (restart $((restarts + 1)) of at most $max)"
-    trap - TERM
-    sleep 60  # Slurm ends this script; to end by itself would look like the job's end
+    exit "$code"
 fi
+# At a time limit many jobs end in the same minute, and the controller may be slow to answer.
+for ((attempt = 1; attempt <= 18; attempt++)); do
+    if state=$(squeue --noheader --jobs="$job" --format=%T); then
+        if [[ $state != RUNNING ]]; then  # somebody has cancelled it
+            echo "job $job is ${state:-gone}: not queued again"
+            exit "$code"
+        fi
+        if scontrol requeue "$job"; then
+            echo "job $job is queued again (restart $((restarts + 1)) of at most $max)"
+            trap - TERM
+            sleep "${BLIP_ART_WAIT_S:-60}"  # Slurm ends this script; its own end would be the job's
+            exit "$code"
+        fi
+    fi
+    sleep "${BLIP_ART_RETRY_S:-5}"
+done
+echo "job $job could not be queued again, Slurm does not answer; 'launch.py resume' goes on by hand"
 exit "$code"

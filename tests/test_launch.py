@@ -229,7 +229,7 @@ def test_dry_run_shows_the_command_and_writes_nothing(tmp_path: Path, repo: Path
     (["train", "no.yaml"], "cannot read configuration no.yaml"),
     (["train", "tiny.yaml", "train.batchsize=1"], "did you mean 'train.batch_size'"),
     (["score", "--run", "runs/none"], "no run folder at runs/none"),
-    (["train", "tiny.yaml", "--cluster", "slurm"], "--cluster slurm is not built yet"),
+    (["train", "tiny.yaml", "--cluster", "slurm"], "no site profile: copy configs"),
     (["train", "tiny.yaml", "--processes", "0"], "must be a whole number above 0"),
     (["train", "tiny.yaml", "--proceses", "2"], "unknown argument --proceses")])
 def test_users_mistake_is_one_line_and_exit_code_2(
@@ -259,3 +259,11 @@ def test_jobs_import_the_snapshot_even_in_the_checkout(tmp_path: Path, repo: Pat
                   cwd=repo, repo=repo)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stderr) == str(tmp_path / "run" / "code" / "blip_art" / "__init__.py")
+
+
+def test_a_slurm_dry_run_needs_neither_slurm_nor_a_profile(tmp_path: Path, repo: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    done = launch("train", "tiny.yaml", "--cluster", "slurm", "--dry-run", cwd=tmp_path, repo=repo)
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --gres=gpu:v100:4" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]

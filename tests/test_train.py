@@ -21,6 +21,7 @@ from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json, read_jsonl, write_json
 from blip_art.model.captioner import BlipCaptioner
 from blip_art.readable import freeze_references, readable_pairs
+from blip_art.score.lock import taken
 from blip_art.train.__main__ import main
 from blip_art.train.batches import EpochBatches, steps_per_epoch
 from blip_art.train.setup import open_run
@@ -255,3 +256,11 @@ def test_a_set_smaller_than_one_batch_still_makes_a_step():
     batches = [list(EpochBatches(3, 4, rank, 2, seed=1, epoch=0, start_step=0))
                for rank in range(2)]
     assert [len(rank[0]) for rank in batches] == [4, 4]
+
+
+def test_a_second_training_of_a_folder_is_refused(config: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    with taken(run.training_lock) as ours, pytest.raises(UserError, match="is training in"):
+        assert ours
+        main([str(config), "--run", str(run.path)])
+    assert not run.config.exists()

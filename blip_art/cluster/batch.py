@@ -138,7 +138,8 @@ def submitit_parameters(site: Site, stage: Stage, dependency: str = "") -> Dict[
             # A job whose condition can no longer be met must not wait for ever.
             "requeue": True, "kill-on-invalid-dep": "yes",
             **(site.sbatch if gpu else site.cpu_sbatch)},
-        "setup": [*(f"module load {shlex.quote(name)}" for name in site.modules), *site.setup]}
+        "setup": [*(f"module load {shlex.quote(name)} || exit 1" for name in site.modules),
+                  *site.setup]}
 
 
 def job_command(site: Site, stage: Stage, code: Path, folder: Path, pickles: Path) -> str:

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from blip_art.cluster import sweep as sweeps
 from blip_art.cluster.batch import (
@@ -23,14 +23,15 @@ from blip_art.cluster.batch import (
     train_stages,
 )
 from blip_art.cluster.container import check_image, check_overlay, image_identity
+from blip_art.cluster.control import Live, living_jobs
 from blip_art.cluster.plan import collect_job, score_job, train_job
-from blip_art.cluster.record import read_jobs
 from blip_art.cluster.site import ENVIRONMENT, Site, load_site
 from blip_art.cluster.slurm import Slurm
 from blip_art.cluster.snapshot import take_snapshot
 from blip_art.cluster.submit import Submission, shown, submit, tell
+from blip_art.config import dump_config, load_config
 from blip_art.errors import UserError
-from blip_art.files import RunDir, read_json, write_json
+from blip_art.files import RunDir, read_json, write_json, write_text
 from blip_art.score.lock import owner, taken
 
 EXAMPLE = "configs/sites/v100.yaml"
@@ -43,8 +44,9 @@ def train(args: argparse.Namespace, repo: Path, run: RunDir) -> int:
     """Training, its follower, the rest of the scores, a report."""
     site = site_of(args, repo)
     place = slurm_place(site, run.code.resolve(), args.processes)
-    stages = train_stages(place, run, args.config, args.overrides, args.nodes, not args.no_score)
-    return _go(args, repo, site, run, stages)
+    stages = train_stages(place, run, str(run.frozen_config), nodes=args.nodes,
+                          scored=not args.no_score)
+    return _go(args, repo, site, run, stages, {run: (args.config, tuple(args.overrides))})
 
 
 def predict(args: argparse.Namespace, repo: Path, run: RunDir, options: Sequence[str],
@@ -65,9 +67,10 @@ def score(args: argparse.Namespace, repo: Path, run: RunDir) -> int:
 def collect(args: argparse.Namespace, repo: Path, runs: Sequence[RunDir], out: Path) -> int:
     """A report, made in the image, which has what plots need."""
     site = site_of(args, repo)
-    place = slurm_place(site, runs[0].code.resolve())
-    stage = Stage("collect", (collect_job(place, runs, out),), (runs[0],))
-    return _go(args, repo, site, runs[0], [stage])
+    report = RunDir(out)  # its own copy of the code: a run's may be that of a running job
+    place = slurm_place(site, report.code.resolve())
+    return _go(args, repo, site, report,
+               [Stage("collect", (collect_job(place, runs, out),), (report,))])
 
 
 def sweep(args: argparse.Namespace, repo: Path) -> int:
@@ -82,7 +85,8 @@ def sweep(args: argparse.Namespace, repo: Path) -> int:
 def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
            folder: Path) -> int:
     members, code = plan.members(), folder / "code"
-    active = set() if args.dry_run else active_jobs([member.run for member in members])
+    living = [] if args.dry_run else living_jobs([m.run for m in members], Slurm())
+    active = {run.path for run, job, _ in living if job.stage in _EXCLUSIVE}
     todo = [m for m in members
             if m.run.path not in active and not sweeps.finished(m.run)]
     unscored = [m.run for m in members if m.run.path not in active
@@ -96,9 +100,10 @@ def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
         print(shown(stages, to) if stages else "", end="")
         return 0
     identity = container_of(site)
-    take_snapshot(repo, code)
+    _snapshot(repo, code, living)
     for member in todo:
         _note(member.run, identity)
+        _freeze(member.run, plan.config, member.overrides)
     write_json(folder / "sweep.json", {"file": os.path.abspath(plan.path), "runs": [
         {"run": str(m.run.path), "overrides": list(m.overrides)} for m in members]}, indent=1)
     tell(submit(stages, to), RunDir(folder))
@@ -113,7 +118,7 @@ def _sweep_stages(args: argparse.Namespace, plan: sweeps.Sweep, place: Any,
         stages.append(Stage("rescore", tuple(score_job(place, run) for run in unscored),
                             tuple(unscored)))
     if todo:
-        jobs = [train_job(place, plan.config, m.run, m.overrides) for m in todo]
+        jobs = [train_job(place, str(m.run.frozen_config), m.run) for m in todo]
         stages += sweep_stages(place, [m.run for m in todo], jobs, args.nodes, plan.parallel)
     if stages:
         # The report is of all runs, whichever of them are submitted now.
@@ -136,35 +141,42 @@ def site_of(args: argparse.Namespace, repo: Path) -> Site:
     return dataclasses.replace(site, **changes)
 
 
-def active_jobs(runs: Sequence[RunDir]) -> Dict[Path, str]:
-    """Runs that have a training or prediction in the queue, and its job; one call at most."""
-    jobs = {job.job_id: run.path for run in runs for job in read_jobs(run)
-            if job.stage in _EXCLUSIVE}
-    if not jobs:
-        return {}
-    queued = Slurm().squeue(jobs)
-    return {jobs[job_id]: job_id for job_id, row in queued.items() if job_id in jobs
-            and row.state in ("PENDING", "RUNNING", "SUSPENDED", "REQUEUED", "CONFIGURING",
-                              "COMPLETING", "REQUEUE_HOLD", "SPECIAL_EXIT", "STOPPED", "SIGNALING")}
-
-
-def _go(args: argparse.Namespace, repo: Path, site: Site, run: RunDir,
-        stages: Sequence[Stage]) -> int:
+def _go(args: argparse.Namespace, repo: Path, site: Site, run: RunDir, stages: Sequence[Stage],
+        trains: Optional[Dict[RunDir, Tuple[str, Tuple[str, ...]]]] = None) -> int:
     to = Submission(site, run.code, run.slurm, _command())
     if args.dry_run:
         print(shown(stages, to), end="")
         return 0
     with _alone(run.path):
-        if any(stage.name in _EXCLUSIVE for stage in stages):
-            active = active_jobs([run])
-            if active:
-                raise UserError(f"{run.path} is already in the queue as job {active[run.path]}; "
-                                f"'launch.py cancel {run.path}' first, or choose another --run")
+        living = living_jobs([run], Slurm())
+        busy = [job for _, job, _ in living if job.stage in _EXCLUSIVE]
+        if busy and any(stage.name in _EXCLUSIVE for stage in stages):
+            raise UserError(f"{run.path} is already in the queue as job {busy[0].job_id}; "
+                            f"'launch.py cancel {run.path}' first, or choose another --run")
         identity = container_of(site)
-        take_snapshot(repo, run.code)
-        _note(run, identity)
+        _snapshot(repo, run.code, living)
+        if stages[0].name != "collect":
+            _note(run, identity)
+        for one, (config, overrides) in (trains or {}).items():
+            _freeze(one, config, overrides)
         tell(submit(stages, to), run)
     return 0
+
+
+def _snapshot(repo: Path, code: Path, living: Sequence[Live]) -> None:
+    """Copy the code, unless jobs use the copy that is there: they go on with what they began."""
+    if living and code.exists():
+        print(f"the code in {code} stays as it is: {len(living)} jobs use it", file=sys.stderr)
+    else:
+        take_snapshot(repo, code)
+
+
+def _freeze(run: RunDir, config: str, overrides: Sequence[str]) -> None:
+    """What queued and requeued jobs read, whatever becomes of the file it came from."""
+    write_text(run.frozen_config, dump_config(load_config(config, overrides)), durable=False)
+    if sweeps.state_of(run) == "failed":
+        # The follower starts with the training, and would take the old end for the new one.
+        write_json(run.state, {"state": "stopped", "why": "submitted again"})
 
 
 @contextlib.contextmanager

@@ -20,9 +20,9 @@ from blip_art.cluster.plan import Place, score_job, train_job, visible_gpus
 from blip_art.cluster.record import Submitted, read_jobs, record_jobs
 from blip_art.cluster.snapshot import take_snapshot
 from blip_art.cluster.sweep import load_sweep
-from blip_art.config import load_config
+from blip_art.config import dump_config, load_config
 from blip_art.errors import UserError, exit_cleanly
-from blip_art.files import RunDir
+from blip_art.files import RunDir, write_text
 from blip_art.manifest import CODE_ROOT
 
 
@@ -31,21 +31,21 @@ def main(argv: Optional[List[str]] = None) -> int:
     if "SLURM_JOB_ID" not in os.environ:
         raise UserError("no Slurm job here; 'sbatch slurm/train.sbatch CONFIG' starts one, "
                         "'launch.py train CONFIG' trains without Slurm")
-    run, job = planned(args.stage, args.words)
+    run, job, words = planned(args.stage, args.words)
     if args.prepare:
-        prepare(run, args.stage, job)
+        prepare(run, args.stage, job, words)
         print(run.path.resolve())
         return 0
     return run_in_allocation(job, str(run.slurm))
 
 
-def planned(stage: str, words: List[str]) -> Tuple[RunDir, Job]:
-    """The run and the command of a stage."""
+def planned(stage: str, words: List[str]) -> Tuple[RunDir, Job, List[str]]:
+    """The run and the command of a stage; for a training its configuration and overrides, too."""
     if stage == "score":
         run = RunDir(words[0])
         if not run.path.is_dir():
             raise UserError(f"no run folder at {words[0]}; slurm/train.sbatch makes one")
-        return run, score_job(_place(run), run)
+        return run, score_job(_place(run), run), []
     config, overrides = words[0], words[1:]
     if stage == "sweep":
         members = load_sweep(config).members()
@@ -57,14 +57,17 @@ def planned(stage: str, words: List[str]) -> Tuple[RunDir, Job]:
         overrides = list(members[index].overrides)
     else:
         run = RunDir(Path("runs", load_config(config, overrides).name))
-    return run, train_job(_place(run), config, run, overrides)
+    return run, train_job(_place(run), str(run.frozen_config), run), [config, *overrides]
 
 
-def prepare(run: RunDir, stage: str, job: Job) -> None:
-    """Before srun: copy the code once, and note the job for 'launch.py status'."""
+def prepare(run: RunDir, stage: str, job: Job, words: List[str]) -> None:
+    """Before srun: copy code and configuration once, and note the job for 'launch.py status'."""
     task = Task.read(os.environ)
     if not task.restart or not run.code.exists():
         take_snapshot(CODE_ROOT, run.code)
+        if stage != "score":
+            config, *overrides = words
+            write_text(run.frozen_config, dump_config(load_config(config, overrides)))
     if all(old.job_id != task.name for old in read_jobs(run)):
         log = os.path.join(job.cwd, job.log.replace("{job}", task.name))
         gpus = 0 if stage == "score" else len(visible_gpus())

@@ -11,7 +11,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Sequence
+from typing import Any, Dict, Iterator, List, Sequence
 
 from blip_art.cluster.allocation import run_in_allocation
 from blip_art.cluster.batch import (
@@ -30,6 +30,9 @@ from blip_art.cluster.site import Site
 from blip_art.cluster.slurm import SlurmAbsent, clean_environment
 from blip_art.errors import UserError
 from blip_art.files import RunDir, written_aside
+
+# What a site profile does not say.
+_USERS_OWN = ("SBATCH_RESERVATION", "SBATCH_EXCLUSIVE", "SBATCH_CLUSTERS", "SBATCH_DEBUG")
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def submit(stages: Sequence[Stage], to: Submission) -> Dict[str, str]:
         for stage in stages:
             numbers[stage.name] = _submit_stage(stage, to, numbers)
             _record(stage, to, numbers)
-    except UserError:
+    except BaseException:  # Ctrl-C too: jobs that no run folder knows of would be lost
         _take_back(list(numbers.values()))
         raise
     return numbers
@@ -100,7 +103,7 @@ def _submit_stage(stage: Stage, to: Submission, numbers: Dict[str, str]) -> str:
     submitit = import_submitit()
     executor = _executor(stage, to, numbers)
     # submitit reads its jobs' signal handlers from the class that is pickled, not from here.
-    with _refusals_explained(stage, to.site, submitit), _scrubbed(executor.parameters):
+    with _refusals_explained(stage, to.site, submitit), _scrubbed():
         with executor.batch():
             handles = [executor.submit(run_in_allocation, job, str(to.folder.absolute()))
                        for job in stage.jobs]
@@ -156,6 +159,9 @@ def _refusals_explained(stage: Stage, site: Site, submitit: Any) -> Iterator[Non
 
 def _hint(reason: str, site: Site) -> str:
     low = reason.lower()
+    if "array" in low:
+        return ("this cluster allows fewer runs in an array ('scontrol show config' calls it "
+                "MaxArraySize); split the sweep")
     for word, key in (("account", "account"), ("partition", "partition"), ("qos", "qos"),
                       ("node configuration", "gres, cpus_per_gpu or mem_gb"),
                       ("time limit", "time_min"), ("gres", "gres")):
@@ -167,13 +173,13 @@ def _hint(reason: str, site: Site) -> str:
 
 
 @contextlib.contextmanager
-def _scrubbed(asked: Mapping[str, Any]) -> Iterator[None]:
-    """sbatch without variables that an outer job leaked, or that would change what is asked for:
-    SBATCH_PARTITION wins over a batch script."""
+def _scrubbed() -> Iterator[None]:
+    """sbatch without variables that an outer job leaked, or that win over a batch script's lines:
+    SBATCH_NO_REQUEUE in somebody's .bashrc would end recovery from a dead node."""
     before = dict(os.environ)
     kept = clean_environment(before)
     for name in [name for name in before if name not in kept
-                 or name.startswith("SBATCH_") and name[7:].lower() in asked]:
+                 or name.startswith("SBATCH_") and name not in _USERS_OWN]:
         del os.environ[name]
     try:
         yield
@@ -187,6 +193,7 @@ def _take_back(numbers: List[str]) -> None:
     if numbers:
         with contextlib.suppress(UserError):
             Slurm().cancel(numbers)
+            print(f"cancelled what was submitted before: {', '.join(numbers)}", file=sys.stderr)
 
 
 def resubmit(run: RunDir) -> Sequence[str]:

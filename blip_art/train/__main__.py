@@ -41,7 +41,7 @@ from blip_art.retention import prune_weights
 from blip_art.train.batches import EpochBatches, steps_per_epoch
 from blip_art.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from blip_art.train.optim import Stepper, autocast, learning_rate
-from blip_art.train.setup import open_run, write_epoch, write_state
+from blip_art.train.setup import alone_in, open_run, write_epoch, write_state
 
 # What a rank wants after a step; all do what the most urgent one wants.
 GO_ON, SAVE, LEAVE = range(3)
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     config = load_config(args.config, args.overrides)
     run = RunDir(args.run or f"runs/{config.name}")
     tokenizer = CaptionTokenizer(config.model.tokenizer)
-    with process_group() as world:
+    with process_group() as world, alone_in(run, world):
         open_run(run, config, args.resume, world)
         try:
             pairs = readable_pairs(config, run, "train", world)

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from blip_art.config import Config, differences, dump_config, load_config
@@ -14,12 +17,36 @@ from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json, read_jsonl, write_json, write_jsonl, write_text
 from blip_art.manifest import sha256_of_file, update_manifest
 from blip_art.readable import pairs_file
+from blip_art.score.lock import STALE_S, owner, taken
 from blip_art.train.checkpoint import Progress
 from blip_art.train.optim import Stepper, learning_rate
 
+WAIT_S, REQUEUED_WAIT_S = 5.0, STALE_S + 60.0
 # Settings that may change between two starts of a run without changing what it computes.
 _HARMLESS = ("name", "output_file", "data.num_workers", "data.bad_pictures",
              "train.save_every_min", "train.keep", "score.metrics", "score.best")
+
+
+@contextlib.contextmanager
+def alone_in(run: RunDir, world: World) -> Iterator[None]:
+    """No other training writes to the run folder meanwhile.
+
+    Raises:
+        UserError: another one does. A requeued job waits longer: the node it ran on may be the
+            one whose lock has not been given up yet.
+    """
+    wait_s = REQUEUED_WAIT_S if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" else WAIT_S
+    with contextlib.ExitStack() as held:
+        def take() -> None:
+            deadline = time.monotonic() + wait_s
+            while not held.enter_context(taken(run.training_lock)):
+                if time.monotonic() > deadline:
+                    who = owner(run.training_lock) or "another process"
+                    raise UserError(f"{who} is training in {run.path}; wait for it or stop it, "
+                                    "or choose another --run")
+                time.sleep(0.5)
+        world.on_main(take)
+        yield
 
 
 def open_run(run: RunDir, config: Config, resume: bool, world: World) -> None:

@@ -12,7 +12,7 @@ from blip_art.files import RunDir, read_json
 from tests.cluster.conftest import Cluster
 from tests.mini import write_mini
 
-EPOCHS = 6
+EPOCHS = 10
 
 
 class Runs:

@@ -1,0 +1,116 @@
+"""slurm/job.sh with a Slurm that is slow, refuses, or has cancelled the job (fault injection).
+
+    python -m pytest tests/test_job_script.py
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+
+class FakeSlurm:
+    """squeue and scontrol that note their calls, and what they answer."""
+
+    def __init__(self, folder: Path, repo: Path) -> None:
+        self.folder, self.script = folder, repo / "slurm" / "job.sh"
+        self.put("squeue", "echo RUNNING")
+        self.put("scontrol", "exit 0")
+
+    def put(self, name: str, answer: str) -> None:
+        path = self.folder / name
+        path.write_text(f'#!/bin/bash\necho "$0 $*" >>{self.folder}/calls\n{answer}\n')
+        path.chmod(0o755)
+
+    def start(self, command: str, **environ: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", str(self.script), str(self.folder), "3", "bash", "-c", command], text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, "PATH": f"{self.folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7",
+                 "BLIP_ART_RETRY_S": "0", "BLIP_ART_WAIT_S": "0", **environ})
+
+    def run(self, command: str, **environ: str) -> tuple[int, str]:
+        process = self.start(command, **environ)
+        said, _ = process.communicate(timeout=30)
+        return process.returncode, said
+
+    def requeued(self) -> list[str]:
+        calls = self.folder / "calls"
+        lines = calls.read_text().splitlines() if calls.exists() else []
+        return [line.split()[-1] for line in lines if "scontrol requeue" in line]
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, repo: Path) -> FakeSlurm:
+    return FakeSlurm(tmp_path, repo)
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_a_job_that_ends_by_itself_keeps_its_code(slurm: FakeSlurm, code: int) -> None:
+    assert slurm.run(f"exit {code}")[0] == code
+    assert slurm.requeued() == []
+
+
+def test_a_request_is_answered_however_often_slurm_fails_first(slurm: FakeSlurm) -> None:
+    slurm.put("squeue", f"[[ $(grep -c squeue {slurm.folder}/calls) -gt 2 ]] && echo RUNNING")
+    slurm.put("scontrol", f"[[ $(grep -c scontrol {slurm.folder}/calls) -gt 2 ]]")
+    code, said = slurm.run(f"echo SIGUSR2 >{slurm.folder}/requeue_7; exit 130")
+    assert code == 130
+    assert "job 7 is queued again (restart 1 of at most 3)" in said
+    assert slurm.requeued() == ["7", "7", "7"]
+
+
+def test_a_slurm_that_never_answers_is_named(slurm: FakeSlurm) -> None:
+    slurm.put("squeue", "exit 1")
+    code, said = slurm.run(f"echo SIGUSR2 >{slurm.folder}/requeue_7")
+    assert code == 130
+    assert "could not be queued again" in said
+
+
+@pytest.mark.parametrize(("number", "name"), [("USR2", "SIGUSR2"), ("TERM", "SIGTERM")])
+def test_a_step_that_died_before_it_could_listen_is_queued_again(
+        slurm: FakeSlurm, number: str, name: str) -> None:
+    _, said = slurm.run(f"kill -{number} $$")
+    assert f"was stopped: {name} before it could listen" in said
+    assert slurm.requeued() == ["7"]
+
+
+def test_a_cancelled_job_stays_cancelled(slurm: FakeSlurm) -> None:
+    slurm.put("squeue", "echo COMPLETING")
+    code, said = slurm.run(f"echo SIGTERM >{slurm.folder}/requeue_7; exit 130")
+    assert (code, slurm.requeued()) == (130, [])
+    assert "is COMPLETING: not queued again" in said
+
+
+def test_the_number_of_restarts_is_bounded(slurm: FakeSlurm) -> None:
+    request = f"echo SIGUSR2 >{slurm.folder}/requeue_7"
+    assert "queued again 3 times" in slurm.run(request, SLURM_RESTART_COUNT="3")[1]
+    assert slurm.requeued() == []
+    slurm.run(request, SLURM_RESTART_COUNT="2")
+    assert slurm.requeued() == ["7"]
+
+
+def test_an_element_of_an_array_is_named_as_such(slurm: FakeSlurm) -> None:
+    slurm.run(f"echo SIGUSR2 >{slurm.folder}/requeue_7", SLURM_ARRAY_JOB_ID="7",
+              SLURM_ARRAY_TASK_ID="0")
+    assert slurm.requeued() == ["7_0"]
+
+
+def test_a_signal_to_the_script_becomes_a_file_and_the_job_ends_in_its_own_time(
+        slurm: FakeSlurm) -> None:
+    stop = slurm.folder / "stop_7"
+    process = slurm.start(f"touch {slurm.folder}/began; until [[ -e {stop} ]]; do sleep 0.05; done;"
+                          f" sleep 0.3; echo saved; cp {stop} {slurm.folder}/requeue_7")
+    deadline = time.monotonic() + 10
+    while not (slurm.folder / "began").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR2)
+    said, _ = process.communicate(timeout=30)
+    assert "saved\njob 7 was stopped: SIGUSR2" in said
+    assert slurm.requeued() == ["7"]
+    assert not stop.exists()

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parses_of_these_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What Java said to the user's own runs decides no test, and tests leave nothing there."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("parses")
+        patch.setitem(os.environ, "BLIP_ART_PARSES", str(folder / "parses.sqlite"))
+        yield
 
 
 @pytest.fixture

@@ -11,20 +11,24 @@ import os
 import resource
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from blip_art.errors import UserError
-from blip_art.score import corenlp, paraphrases
+from blip_art.score import answers as java_answers
+from blip_art.score import corenlp, paraphrases, parse_cache
 from blip_art.score.__main__ import main
+from blip_art.score.answers import Answers
 from blip_art.score.engine import Engine
 from blip_art.score.parse_cache import ParseCache, merge, own_part
 from blip_art.score.parses import OnParsed, parse_cost, shard
+from blip_art.score.prepare import report
 from blip_art.score.scoring import score_with
 
 CAT = {"a red cat": [["cat"], ["cat", "red"]]}
@@ -99,7 +103,7 @@ def test_a_broken_file_is_put_aside_in_one_line(path: Path, capsys: pytest.Captu
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "is broken" in said
-    assert path.with_name("parses.sqlite.broken").exists()
+    assert len(list(path.parent.glob("parses.sqlite.broken-*"))) == 1
     assert parsed(path, *texts) == []
 
 
@@ -182,13 +186,123 @@ def test_without_locks_each_process_writes_its_own_part_that_is_merged(path: Pat
     with ParseCache(path, "p", can_lock=no_locks) as cache:
         cache.add({"a dog": [["dog"]]})
         assert len(cache.find(["a red cat", "a dog"])) == 2
-    with ParseCache(path, "p") as cache:
-        assert cache.find(["a dog"]) == {}
     assert own_part(path).exists()
     assert merge(path) == 1
     assert not own_part(path).exists()
     with ParseCache(path, "p") as cache:
         assert cache.find(["a red cat", "a dog"]) == {**CAT, "a dog": [["dog"]]}
+
+
+def part_of(path: Path, host: str, pid: int, text: str) -> Path:
+    """What a process without locks left beside `path`."""
+    made = path.with_name("made")
+    with ParseCache(made, "p", can_lock=no_locks) as cache:
+        cache.add({text: []})
+    return own_part(made).rename(path.with_name(f"{path.name}.{host}-{pid}.part"))
+
+
+@pytest.mark.parametrize("can_lock", [lambda _: True, no_locks])
+def test_parts_of_others_are_read_and_one_line_says_so(
+        path: Path, capsys: pytest.CaptureFixture[str],
+        can_lock: Callable[[Path], bool]) -> None:
+    """A job that is put back in the queue finds what it parsed as another process."""
+    part_of(path, "node1", 17, "a")
+    part_of(path, "node2", 17, "b").write_bytes(b"cut short" * 900)
+    capsys.readouterr()
+    for _ in range(2):
+        with ParseCache(path, "p", can_lock=can_lock) as cache:
+            assert cache.find(["a", "b"]) == {"a": []}
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "2 parts beside" in said
+
+
+def test_parts_that_a_job_may_still_write_are_left(path: Path,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    here, gone = os.uname().nodename, subprocess.Popen(["true"])
+    gone.wait()
+    parts = [part_of(path, here, os.getppid(), "lives"), part_of(path, "node9", 1, "fresh"),
+             part_of(path, here, gone.pid, "dead"), part_of(path, "node9", 2, "old")]
+    os.utime(parts[3], (0, 0))
+    assert merge(path) == 2
+    assert [part.exists() for part in parts] == [True, True, False, False]
+    assert "2 parts are left" in capsys.readouterr().err
+
+
+HALF = """
+import os, sqlite3, sys
+file = sqlite3.connect(f"file:{sys.argv[1]}?nolock=1", uri=True, isolation_level=None)
+file.execute("PRAGMA cache_size=1")
+file.execute("BEGIN")
+for n in range(3000): file.execute("INSERT INTO parses VALUES (?, ?)", (b"%d" % n, bytes(99)))
+os._exit(9)
+"""
+
+
+def test_what_a_killed_job_left_half_written_is_undone_before_a_merge(path: Path) -> None:
+    part = part_of(path, "node9", 1, "whole")
+    subprocess.run([sys.executable, "-c", HALF, str(part)], check=False)
+    assert part.with_name(f"{part.name}-journal").exists()
+    os.utime(part, (0, 0))
+    assert merge(path) == 1
+
+
+def test_without_locks_no_broken_file_is_replaced(path: Path,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    with ParseCache(path, "p") as cache:
+        cache.add(CAT)
+    with ParseCache(path, "p", can_lock=no_locks) as cache:
+        own_part(path).write_bytes(b"no database" * 900)
+        cache.add({"a": []})
+        assert cache.find(["a red cat"]) == CAT
+        assert cache.flush() == 1
+    assert "cannot be read now" in capsys.readouterr().err
+    own_part(path).unlink()
+    path.write_bytes(b"no database" * 900)
+    with ParseCache(path, "p", can_lock=no_locks) as cache:
+        cache.add({"a": []})
+        assert cache.flush() == 0
+    assert path.read_bytes() == b"no database" * 900
+
+
+def test_of_many_jobs_that_see_a_broken_file_one_replaces_it(path: Path) -> None:
+    texts = [f"text number {n} with some words" for n in range(3000)]
+    parsed(path, *texts)
+    with contextlib.ExitStack() as stack:
+        jobs = [stack.enter_context(ParseCache(path, "p")) for _ in range(3)]
+        path.write_bytes(path.read_bytes()[:4096] + bytes(path.stat().st_size - 4096))
+        for number, job in enumerate(jobs):
+            job.add({f"{n} {number}": [] for n in range(2000)})
+    with ParseCache(path, "p") as cache:
+        assert len(cache.find([f"{n} {job}" for job in range(3) for n in range(2000)])) == 6000
+    assert len(list(path.parent.glob("parses.sqlite.broken-*"))) == 1
+
+
+def test_one_time_out_of_a_lock_loses_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parse_cache, "WAIT_FOR_OTHERS_S", 0.1)
+    with ParseCache(path, "p") as cache:
+        cache.add(CAT)
+        with contextlib.closing(sqlite3.connect(path)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            cache.add({"a": []})
+        cache.add({"b": []})
+    with ParseCache(path, "p") as cache:
+        assert cache.find(["a", "b"]) == {"a": [], "b": []}
+
+
+def test_parsing_ahead_says_where_the_parses_are_or_fails(
+        tmp_path: Path, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    for file, code, said in ((path, 0, "1 parsed in 9 s; all are in"),
+                             (tmp_path / "file" / "below", 1, "1 of them could not be kept")):
+        with Engine(parser=FakeParser(), parses=file) as engine:
+            engine.propositions(["a"])
+            assert report(engine, 9) == code
+        assert said in capsys.readouterr().err
+    part_of(path, "node1", 17, "a")
+    with Engine(parser=FakeParser(), parses=path) as engine:
+        assert report(engine, 9) == 0
+    assert f"score merge {path}\n" in capsys.readouterr().err
 
 
 def test_files_of_others_are_merged_and_stay(tmp_path: Path, path: Path) -> None:
@@ -281,6 +395,28 @@ def test_the_same_captions_again_start_no_java(
         assert capsys.readouterr().err == ""
     assert [each.per_image for each in scores] == [scores[0].per_image] * 3
     assert [each.spice_counts for each in scores] == [scores[0].spice_counts] * 3
+
+
+def test_answers_count_for_the_same_java_and_the_same_code(path: Path, tmp_path: Path) -> None:
+    for version in ("17", "25"):
+        answers = Answers(path, version)
+        assert answers.find("meteor", [["a"]]) is None
+        answers.add("meteor", [["a"]], [version])
+        assert answers.find("meteor", [["a"]]) == [version]
+        answers.close()
+    hashes = set()
+    for changed in (None, *java_answers.RULES):
+        folder = tmp_path / str(changed)
+        folder.mkdir()
+        for name in java_answers.RULES:
+            (folder / name).write_text(f"{name} {name == changed}")
+        hashes.add(java_answers.rules(folder))
+    assert len(hashes) == 1 + len(java_answers.RULES)
+
+
+def test_tests_leave_the_users_parses_alone() -> None:
+    with Engine() as engine:
+        assert engine.parses_file.is_relative_to(tempfile.gettempdir())
 
 
 def test_an_engine_that_was_closed_remembers_what_it_parses_then(path: Path) -> None:

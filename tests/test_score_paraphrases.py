@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 from pathlib import Path
 
 import pytest
 
-from blip_art.score.paraphrases import Paraphrases, indexed
+from blip_art.score.paraphrases import FILE_NAME, FORMAT, Paraphrases, indexed
 
 ROWS = [("a lot of", "many"), ("big", "large"), ("give up", "stop"), ("of a lot", "plenty"),
         ("caf\u00e9", "coffee house"), ("big", "huge house")]
@@ -35,6 +36,14 @@ def test_rows_are_those_of_which_texts_have_every_two_words_in_a_row(
     assert selected(index, "a lot of big ships", "many large ones") == set(ROWS[:2])
     assert selected(index, "give", "up stop", "a big coffee house", "caf\u00e9") == {ROWS[4]}
     assert selected(index, "", "other words") == set()
+
+
+def test_the_layout_of_the_index_has_a_number(table: Path, tmp_path: Path) -> None:
+    """Whoever changes the layout raises FORMAT: else indexes made before would be misread."""
+    index = indexed(table, tmp_path)
+    assert index
+    assert (FORMAT, hashlib.sha256(index.read_bytes()).hexdigest()[:8]) == (1, "6f80a4c9")
+    assert FILE_NAME.endswith(f"-{FORMAT}.npy")
 
 
 def test_an_index_that_was_cut_short_is_made_again(

@@ -8,6 +8,8 @@ Beside the parses, which are worth sharing, in a file that may be removed at any
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -15,15 +17,16 @@ from typing import Any, List, Optional, Sequence
 
 from blip_art.score.parse_cache import ParseCache
 
-# What we do to texts before and after Java: another number, and old answers count no more.
-RULES = 1
+# What we do to texts before and after Java: where these change, old answers count no more.
+RULES = ("java_side.py", "java_meteor.py", "java_spice.py", "paraphrases.py")
 LARGEST_BYTES = 256_000_000
 
 
 class Answers:
     """A file of questions and answers; without it, or with a broken one, Java is asked."""
 
-    def __init__(self, parses_file: Path) -> None:
+    def __init__(self, parses_file: Path, java_version: str = "") -> None:
+        self._java_version = java_version
         self._path = parses_file.with_name(f"{parses_file.stem}_answers.sqlite")
         self._file: Optional[ParseCache] = None
 
@@ -47,9 +50,16 @@ class Answers:
     def _opened(self) -> ParseCache:
         if self._file is None:
             self._file = ParseCache(
-                self._path, f"pycocoevalcap {version('pycocoevalcap')}, rules {RULES}",
-                optional=True)
+                self._path, f"pycocoevalcap {version('pycocoevalcap')}, Java {self._java_version}, "
+                f"rules {rules(Path(__file__).parent)}", optional=True)
         return self._file
+
+
+@functools.lru_cache(maxsize=1)
+def rules(folder: Path) -> str:
+    """A hash of the files that decide about answers."""
+    return hashlib.blake2b(b"".join((folder / name).read_bytes() for name in RULES),
+                           digest_size=16).hexdigest()
 
 
 def _question(name: str, items: Sequence[Any]) -> str:

@@ -50,7 +50,7 @@ class Engine:
             parses or environ.get("BLIP_ART_PARSES") or self._cache / FILE_NAME).expanduser()
         """Where parses are remembered."""
         self._stored: Optional[ParseCache] = None
-        self._answers = Answers(self.parses_file)
+        self._answers = Answers(self.parses_file, self._setup.version)
         self._tokens: Dict[str, str] = {}
         self._parses: Dict[str, Propositions] = {}
         self.parsed = 0
@@ -118,6 +118,10 @@ class Engine:
         if new:
             self._parses.update(self._stored_parses().find(new))
         return by_cost(text for text in new if text not in self._parses)
+
+    def unkept(self) -> int:
+        """How many parses are in no file, after one more try."""
+        return self._stored_parses().flush()
 
     def _remember(self, parses: Dict[str, Propositions]) -> None:
         self.parsed += len(parses)

@@ -21,7 +21,9 @@ import numpy as np
 from blip_art.errors import UserError
 from blip_art.files import written_aside
 
-FILE_NAME = "meteor-1.5-paraphrases.npy"
+# To be raised where the arrays mean something else; a test holds them against it.
+FORMAT = 1
+FILE_NAME = f"meteor-1.5-paraphrases-{FORMAT}.npy"
 ROWS_AT_ONCE = 200_000
 # No word of the table; it also parts the texts, and stands behind each phrase.
 OTHER = 65_535

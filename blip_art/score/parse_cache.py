@@ -3,7 +3,8 @@
     with ParseCache(path, "corenlp-3.6.0") as cache: cache.add({text: said}); cache.find([text])
 
 One SQLite file with a row a text, found by a hash of text and parser: 60 bytes for a COCO caption.
-On a file system without locks each process writes a file of its own, which `merge` adds later.
+On a file system without locks each process writes a part of its own, which all read and `merge`
+adds later.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import sqlite3
 import sys
+import time
 import zlib
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from blip_art.errors import UserError
 from blip_art.files import PathLike
@@ -26,11 +29,17 @@ from blip_art.score.parses import Propositions
 
 FILE_NAME = "parses.sqlite"
 WAIT_FOR_OTHERS_S = 60.0
+# After trouble: how soon it is tried again, and how long that may wait.
+RETRY_S, RETRY_WAIT_S = 60.0, 5.0
+# A part that another host has not touched for so long is nobody's.
+QUIET_S = 600.0
 # SQLite's limit for one question was 999 for long.
 KEYS_AT_ONCE = 900
 TABLE = "CREATE TABLE IF NOT EXISTS parses (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID"
 INSERT = "INSERT OR IGNORE INTO parses VALUES (?, ?)"
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+Row = Tuple[bytes, bytes]
+_told: Set[Path] = set()
 
 
 def can_lock(folder: Path) -> bool:
@@ -61,12 +70,18 @@ class ParseCache:
         self._parser = parser
         self._optional = optional
         self._said = False
+        self._wait_s = WAIT_FOR_OTHERS_S
+        self._retry_at = 0.0
+        self._unwritten: List[Row] = []
         self._shared: Optional[sqlite3.Connection] = None
         self._own: Optional[sqlite3.Connection] = None
+        self._parts: List[sqlite3.Connection] = []
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         self._locks = can_lock(self.path.parent)
         self._open()
+        if not optional:
+            self._open_parts()
 
     def __enter__(self) -> ParseCache:
         return self
@@ -75,91 +90,156 @@ class ParseCache:
         self.close()
 
     def close(self) -> None:
-        for connection in (self._shared, self._own):
-            if connection:
-                connection.close()
+        self.flush()
+        for connection in (self._shared, self._own, *self._parts):
+            _close(connection)
         self._shared = self._own = None
+        self._parts = []
 
     def find(self, texts: Sequence[str]) -> Dict[str, Propositions]:
         """What is known of the texts."""
         found: Dict[str, Propositions] = {}
         for first in range(0, len(texts), KEYS_AT_ONCE):
             keys = {_key(self._parser, text): text for text in texts[first:first + KEYS_AT_ONCE]}
-            question = f"SELECT key, value FROM parses WHERE key IN ({','.join('?' * len(keys))})"
-            for connection in (self._shared, self._own):
-                for key, value in self._do(connection, question, list(keys)):
-                    # A row that cannot be read is parsed again.
-                    with contextlib.suppress(zlib.error, ValueError):
-                        found[keys[key]] = json.loads(zlib.decompress(value))
+            for key, value in self._rows(list(keys)):
+                # A row that cannot be read is parsed again.
+                with contextlib.suppress(zlib.error, ValueError):
+                    found[keys[key]] = json.loads(zlib.decompress(value))
         return found
 
     def add(self, parses: Mapping[str, Propositions]) -> None:
-        """Remember these; they are on disk when this returns, unless a line said why not."""
-        rows = [(_key(self._parser, text), _packed(said)) for text, said in parses.items()]
-        if not self._said and rows:
-            self._do(self._writer(), INSERT, rows)
+        """Remember these; they are on disk when this returns, unless a line said why not.
+
+        Those are tried again later.
+        """
+        self._unwritten += [(_key(self._parser, text), _packed(said))
+                            for text, said in parses.items()]
+        if time.monotonic() >= self._retry_at:
+            self.flush()
+
+    def flush(self) -> int:
+        """Write what could not be written before.
+
+        Returns:
+            How many texts are still not on disk.
+        """
+        if self._unwritten and (self._write() or self._write_again()):
+            self._unwritten.clear()
+            self._retry_at = 0.0
+        if self._optional:
+            self._unwritten.clear()
+        return len(self._unwritten)
 
     def _open(self) -> None:
         if self._locks:
             self._shared = self._connect(self.path, "")
         elif self.path.exists():
-            self._shared = self._connect(self.path, "&immutable=1")
+            self._shared = self._connect(self.path, "&nolock=1", "ro")
+
+    def _open_parts(self) -> None:
+        """For reading; their owners may be writing them."""
+        parts = parts_of(self.path)
+        for part in parts:
+            with contextlib.suppress(sqlite3.Error):
+                self._parts.append(_connected(part, "&nolock=1", "ro"))
+        if self.path not in _told and set(parts) - {own_part(self.path)}:
+            _print(f"{len(parts)} parts beside {self.path} are read too; when no job writes them, "
+                   f"add them to it: python -m blip_art.score merge {self.path}")
+            _told.add(self.path)
 
     def _writer(self) -> Optional[sqlite3.Connection]:
         if self._locks:
+            if not self._shared or self._retry_at:
+                # The trouble may be over: the file was replaced, or its folder made.
+                _close(self._shared)
+                self._open()
             return self._shared
         if not self._own and not self._optional:
             self._own = self._connect(own_part(self.path), "&nolock=1")
         return self._own
 
-    def _connect(self, path: Path, options: str) -> Optional[sqlite3.Connection]:
+    def _connect(self, path: Path, options: str, mode: str = "rwc",
+                 ) -> Optional[sqlite3.Connection]:
         connection = None
         try:
-            connection = _connected(path, options)
+            connection = _connected(path, options, mode, self._wait_s)
             # Reads the header, and leaves an existing file as it is.
             connection.execute(TABLE)
-            return connection
         except sqlite3.OperationalError as error:
-            if connection and "readonly" in str(error):
+            if connection and ("readonly" in str(error) or "locked" in str(error)):
                 return connection
             self._say(f"cannot be used ({error})")
+            _close(connection)
+            return None
         except sqlite3.DatabaseError as error:
-            if connection:
-                connection.close()
-            return self._begin_again(path, options, error)
-        return None
+            _close(connection)
+            return self._instead(path, error)
+        return connection
 
-    def _begin_again(self, path: Path, options: str,
-                     error: sqlite3.Error) -> Optional[sqlite3.Connection]:
-        aside = path.with_name(f"{path.name}.broken")
+    def _rows(self, keys: Sequence[bytes]) -> Iterator[Row]:
+        question = f"SELECT key, value FROM parses WHERE key IN ({','.join('?' * len(keys))})"
+        for connection in (self._shared, self._own):
+            try:
+                if connection:
+                    yield from connection.execute(question, keys).fetchall()
+            except sqlite3.DatabaseError as error:
+                self._in_trouble(connection, error)
+        for part in self._parts:
+            # One that is written at this moment: what it knows is parsed again.
+            with contextlib.suppress(sqlite3.Error):
+                yield from part.execute(question, keys).fetchall()
+
+    def _write(self) -> bool:
+        connection = self._writer()
+        if not connection:
+            self._try_later()
+            return False
         try:
-            os.replace(path, aside)
-            connection = _connected(path, options)
-            connection.execute(TABLE)
+            with connection:
+                connection.execute(TABLE)
+                connection.executemany(INSERT, self._unwritten)
+        except sqlite3.DatabaseError as error:
+            self._in_trouble(connection, error)
+            self._try_later()
+            return False
+        return True
+
+    def _write_again(self) -> bool:
+        """Into a file that was begun again, if there was need to."""
+        return not self._said and self._shared is not None and self._locks and self._write()
+
+    def _try_later(self) -> None:
+        self._retry_at, self._wait_s = time.monotonic() + RETRY_S, RETRY_WAIT_S
+
+    def _in_trouble(self, connection: Optional[sqlite3.Connection],
+                    error: sqlite3.DatabaseError) -> None:
+        broken = not isinstance(error, sqlite3.OperationalError)
+        if not broken:
+            self._say(f"keeps nothing new ({error}); results are not affected; free space or "
+                      "name another file in BLIP_ART_PARSES")
+        if broken and connection is self._own:
+            _close(self._own)
+            self._own = self._instead(own_part(self.path), error)
+        elif broken:
+            _close(self._shared)
+            self._shared = self._instead(self.path, error)
+
+    def _instead(self, path: Path, error: sqlite3.Error) -> Optional[sqlite3.Connection]:
+        """What to use in the place of a broken file; without locks nobody may replace one."""
+        if not self._locks:
+            self._say(f"{path.name} cannot be read now ({error})")
+            return None
+        try:
+            with _alone(path):
+                aside = _put_aside(path) if _is_broken(path) else ""
+                connection = _connected(path, "", wait_s=self._wait_s)
+                connection.execute(TABLE)
         except (OSError, sqlite3.Error):
             self._say(f"is broken ({error}) and cannot be replaced")
             return None
-        if not self._optional:
-            _print(f"{path} is broken ({error}): begun again, what there was is in {aside.name}")
+        if aside and not self._optional:
+            _print(f"{path} is broken ({error}): begun again, what there was is in {aside}")
         return connection
-
-    def _do(self, connection: Optional[sqlite3.Connection], statement: str,
-            values: Sequence[object]) -> List[Tuple[bytes, bytes]]:
-        if connection is None:
-            return []
-        try:
-            if statement is INSERT:
-                with connection:
-                    connection.executemany(statement, values)  # type: ignore[arg-type]
-                return []
-            return connection.execute(statement, values).fetchall()
-        except sqlite3.OperationalError as error:
-            self._say(f"keeps nothing new ({error}); results are not affected; free space or "
-                      "name another file in BLIP_ART_PARSES")
-        except sqlite3.DatabaseError as error:
-            self.close()
-            self._shared = self._begin_again(self.path, "", error)
-        return []
 
     def _say(self, what: str) -> None:
         if not self._said and not self._optional:
@@ -172,8 +252,15 @@ def own_part(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.uname().nodename}-{os.getpid()}.part")
 
 
+def parts_of(path: Path) -> List[Path]:
+    """What processes wrote that could not share."""
+    return sorted(path.parent.glob(f"{glob.escape(path.name)}.*.part"))
+
+
 def merge(target: PathLike, sources: Iterable[PathLike] = ()) -> int:
     """Add the parses of other files; with none named, of the parts beside `target`, then removed.
+
+    A part that its process may still write to is left.
 
     Returns:
         How many texts were new.
@@ -181,29 +268,78 @@ def merge(target: PathLike, sources: Iterable[PathLike] = ()) -> int:
     Raises:
         UserError: a file cannot be read or written.
     """
-    target = Path(target)
-    parts = [] if sources else sorted(target.parent.glob(f"{target.name}.*.part"))
+    target, named = Path(target), [Path(source) for source in sources]
+    all_parts = [] if named else parts_of(target)
+    parts = [part for part in all_parts if not _may_be_written(part)]
     new = 0
-    options = "" if can_lock(target.parent) else "&nolock=1"
-    for source in [*map(Path, sources), *parts]:
+    for source in [*named, *parts]:
         if not source.is_file():
             raise UserError(f"no parses at {source}")
+        # Not immutable: what a job that was killed left half written is first undone.
+        options = "" if source in named and can_lock(source.parent) else "&nolock=1"
         try:
-            with contextlib.closing(_connected(source, "&immutable=1")) as file:
+            with contextlib.closing(_connected(source, options, "rw", WAIT_FOR_OTHERS_S)) as file:
                 rows = file.execute("SELECT key, value FROM parses").fetchall()
-            with contextlib.closing(_connected(target, options)) as file, file:
+            options = "" if can_lock(target.parent) else "&nolock=1"
+            with contextlib.closing(
+                    _connected(target, options, wait_s=WAIT_FOR_OTHERS_S)) as file, file:
                 file.execute(TABLE)
                 new += file.executemany(INSERT, rows).rowcount
         except sqlite3.Error as error:
             raise UserError(f"cannot merge {source} into {target}: {error}") from error
     for part in parts:
         part.unlink()
+    if len(parts) < len(all_parts):
+        _print(f"{len(all_parts) - len(parts)} parts are left, which jobs may still write to; "
+               "merge again later")
     return new
 
 
-def _connected(path: Path, options: str) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rwc{options}", uri=True,
-                           timeout=WAIT_FOR_OTHERS_S)
+def _may_be_written(part: Path) -> bool:
+    """Whether its process lives: known on this host; on others, judged by its age."""
+    host, _, pid = part.name[:-len(".part")].rpartition("-")
+    if not host.endswith(f".{os.uname().nodename}") or not pid.isdecimal():
+        return time.time() - part.stat().st_mtime < QUIET_S
+    return int(pid) != os.getpid() and Path("/proc", pid).exists()
+
+
+def _connected(path: Path, options: str, mode: str = "rwc",
+               wait_s: float = RETRY_WAIT_S) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}{options}", uri=True,
+                           timeout=wait_s)
+
+
+def _close(connection: Optional[sqlite3.Connection]) -> None:
+    if connection:
+        connection.close()
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time replaces the file."""
+    with open(path.with_name(f".{path.name}.lock"), "a") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_broken(path: Path) -> bool:
+    """Whether it still is: another job may have begun it again."""
+    try:
+        with contextlib.closing(_connected(path, "")) as file:
+            return bool(file.execute("PRAGMA quick_check(1)").fetchone() != ("ok",))
+    except sqlite3.OperationalError:
+        return False
+    except sqlite3.DatabaseError:
+        return True
+
+
+def _put_aside(path: Path) -> str:
+    aside = path.with_name(f"{path.name}.broken-{os.uname().nodename}-{os.getpid()}")
+    # SQLite would undo in the new file what the old one's journal says.
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(f"{path}-journal", f"{aside}-journal")
+    os.replace(path, aside)
+    return aside.name
 
 
 def _key(parser: str, text: str) -> bytes:

@@ -57,8 +57,21 @@ def prepare(arguments: Sequence[str]) -> int:
         except MetricFailed as error:
             _say(f"not all could be parsed: {error}")
             return EXIT_FAILED
-        _say(f"{engine.parsed:,} parsed in {time.monotonic() - began:.0f} s; all are in "
-             f"{engine.parses_file}")
+        return report(engine, time.monotonic() - began)
+
+
+def report(engine: Engine, seconds: float) -> int:
+    """Say what was parsed and where it is; the exit code."""
+    file, unkept = engine.parses_file, engine.unkept()
+    done = f"{engine.parsed:,} parsed in {seconds:.0f} s; "
+    if unkept:
+        _say(f"{done}{unkept:,} of them could not be kept in {file}, and so are lost; "
+             "mend that and run the command again")
+        return EXIT_FAILED
+    parts = len(parse_cache.parts_of(file))
+    _say(f"{done}all are in {file}" + (
+        f" and {parts} parts beside it; when all jobs are done, run: "
+        f"python -m blip_art.score merge {file}" if parts else ""))
     return 0
 
 

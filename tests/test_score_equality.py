@@ -101,7 +101,21 @@ def scored(engine: Engine, pairs: dict[str, tuple[str, list[str]]], *metrics: st
     return scores
 
 
-def test_published_values(engine: Engine) -> None:
+@pytest.fixture(scope="module")
+def engine_17(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """An engine with the system's Java, which has no answers of the other."""
+    homes = [release.parent for release in Path("/usr/lib/jvm").glob("*/release")
+             if 'JAVA_VERSION="17' in release.read_text()]
+    assert homes, "no Java 17 in /usr/lib/jvm; install openjdk-17-jre-headless"
+    parses = tmp_path_factory.mktemp("parses") / "new.sqlite"
+    with Engine(java_home=str(homes[0]), parses=parses) as engine:
+        yield engine
+
+
+@pytest.mark.parametrize(("name", "version"), [("engine", "25."), ("engine_17", "17.")])
+def test_published_values(request: pytest.FixtureRequest, name: str, version: str) -> None:
+    engine: Engine = request.getfixturevalue(name)
+    assert engine.java_version.startswith(version)
     scores = scored(engine, coco_pairs(range(500)), "bleu", "meteor", "rouge_l", "cider")
     assert scores.metrics == pytest.approx(PUBLISHED, abs=1e-12)
 
@@ -184,16 +198,10 @@ def test_spice_counts_are_pycocoevalcaps_on_pictures_of_many(spice: Engine) -> N
                 key: golden["coco"][key] for key in pairs}
 
 
-def test_the_systems_java_17_gives_the_same(engine: Engine, tmp_path: Path) -> None:
-    assert engine.java_version.startswith("25.")
-    homes = [release.parent for release in Path("/usr/lib/jvm").glob("*/release")
-             if 'JAVA_VERSION="17' in release.read_text()]
-    assert homes, "no Java 17 in /usr/lib/jvm; install openjdk-17-jre-headless"
+def test_the_systems_java_17_gives_the_same(engine: Engine, engine_17: Engine) -> None:
     pairs = coco_pairs(SPICE_PICTURES[:4])
-    with Engine(java_home=str(homes[0]), parses=tmp_path / "parses.sqlite") as other:
-        assert other.java_version.startswith("17.")
-        scores = scored(other, pairs, "meteor", "spice")
-        assert other.parsed == sum(1 + len(texts) for _, texts in pairs.values())
+    scores = scored(engine_17, pairs, "meteor", "spice")
+    assert engine_17.parsed == sum(1 + len(texts) for _, texts in pairs.values())
     expected = scored(engine, pairs, "meteor", "spice")
     assert (scores.per_image, scores.spice_counts) == (expected.per_image, expected.spice_counts)
 

@@ -32,6 +32,7 @@ def write(path: Path, value: Any) -> Path:
     ([], "holds no captions"),
     ([{"image_id": 1}], r"entry 0 \(image_id 1\): 'caption' must be text, not None"),
     ([{"image_id": True, "caption": "a"}], "'image_id' must be text or a whole number, not True"),
+    ([{"image_id": "1\ud83d", "caption": "a"}], r"'image_id' holds half a character: '1\\ud83d'"),
     (["a cat"], "'image_id' must be text or a whole number, not None"),
     ({"images": [{"id": 7}], "annotations": []}, "no reference caption for picture 7")])
 def test_wrong_references_are_named(tmp_path: Path, value: Any, message: str) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,12 @@ import pytest
 
 from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json, write_json, write_text
+from blip_art.retention import prune_weights
+from blip_art.score import metrics
 from blip_art.score.baselines import most_frequent_caption
 from blip_art.score.engine import Engine
 from blip_art.score.run import score_run, write_best
+from blip_art.score.workers import MetricFailed
 
 METRICS = ["bleu", "cider"]
 
@@ -77,6 +81,28 @@ def test_new_predictions_and_a_new_metric_are_scored(run: RunDir, engine: Engine
     assert len(written) == 4
 
 
+def test_other_metrics_are_added_to_those_a_file_has(run: RunDir, engine: Engine) -> None:
+    score_run(run, engine)
+    before, best = read_json(run.scores("val", 1))["metrics"], read_json(run.best)
+    assert len(score_run(run, engine, ["rouge_l"])) == 4
+    after = read_json(run.scores("val", 1))["metrics"]
+    assert after == {**before, "ROUGE_L": after["ROUGE_L"]}
+    assert read_json(run.best) == best
+    assert score_run(run, engine, ["rouge_l"]) == []
+
+
+def test_a_value_is_not_lost_when_its_metric_fails_the_next_time(
+        run: RunDir, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(texts: object, engine: object) -> metrics.Outcome:
+        raise MetricFailed("no memory")
+    score_run(run, engine)
+    before = read_json(run.scores("val", 1))
+    monkeypatch.setitem(metrics.METRICS, "cider", failing)
+    with pytest.raises(UserError, match=r"stays as it was: cider, .* \(no memory\)"):
+        score_run(run, engine, ["rouge_l"])
+    assert read_json(run.scores("val", 1)) == before
+
+
 def test_without_training_captions_there_is_no_floor(
         run: RunDir, engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
     (run.path.parent / "train.json").unlink()
@@ -101,6 +127,29 @@ def test_the_most_frequent_caption_counts_lists_too(tmp_path: Path) -> None:
     write_json(tmp_path / "train.json", [
         {"image": "1.jpg", "caption": ["a", "b"]}, {"image": "2.jpg", "caption": "b"}])
     assert most_frequent_caption(tmp_path / "train.json") == "b"
+
+
+def test_half_a_character_in_the_training_captions_is_no_end(
+        run: RunDir, engine: Engine) -> None:
+    (run.path.parent / "train.json").write_text(
+        json.dumps([{"image": "a.jpg", "caption": "a \ud83d lion"}]))
+    score_run(run, engine)
+    assert read_json(run.floor_scores("val"))["caption"] == "a \ufffd lion"
+
+
+@pytest.mark.parametrize(("keep", "left"), [
+    ("best_last", [0, 1, 2, 4]), ("all", [0, 1, 2, 3, 4])])
+def test_weights_stay_until_their_epoch_could_have_been_the_best(
+        run: RunDir, keep: str, left: list[int]) -> None:
+    """Epoch 0 lacks CIDEr, which failed; 1 was cut short; 2 is the best, 4 the last."""
+    write_json(run.best, {"epoch": 2, "rule": "cider", "value": 1.0})
+    run.checkpoints.mkdir()
+    for epoch, found in enumerate(({"Bleu_4": 1.0}, None, {"CIDEr": 1.0}, {"CIDEr": 0.5},
+                                   {"CIDEr": 0.4})):
+        run.weights(epoch).touch()
+        write_json(run.scores("val", epoch), {"metrics": found})
+    prune_weights(run, keep)
+    assert run.saved_epochs() == left
 
 
 @pytest.mark.parametrize("broken", ["[]", "{", '{"metrics": [], "failed": {}}', "\x00"])

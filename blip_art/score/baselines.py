@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterable, Mapping, Optional, Sequence
 from blip_art.config import Config
 from blip_art.data.datasets import load_pairs
 from blip_art.files import PathLike, RunDir, read_json
-from blip_art.score.coco import read_references
+from blip_art.score.coco import cleaned, read_references
 
 
 def most_frequent_caption(path: PathLike) -> str:
@@ -27,7 +27,8 @@ def most_frequent_caption(path: PathLike) -> str:
         UserError: no such file, or none of these.
     """
     times = Counter(_training_captions(Path(path)))
-    return times.most_common(1)[0][0]
+    # It is printed and written down: half a character cannot be.
+    return cleaned(times.most_common(1)[0][0])
 
 
 def floor_captions(references: Mapping[str, Sequence[str]], caption: str) -> Dict[str, str]:

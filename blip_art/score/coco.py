@@ -109,6 +109,8 @@ def _id(row: Any, name: str, where: str) -> str:
     value = row.get(name) if isinstance(row, dict) else None
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise UserError(f"{where}: '{name}' must be text or a whole number, not {value!r}")
+    if LONE_SURROGATES.search(str(value)):
+        raise UserError(f"{where}: '{name}' holds half a character: {value!r}; write it again")
     return str(value)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Dict, Mapping, Sequence
 import numpy as np
 
 from blip_art.score import bootstrap
-from blip_art.score.coco import Pairs, paired
+from blip_art.score.coco import Pairs, cleaned, paired
 from blip_art.score.engine import Engine
 from blip_art.score.scoring import score_with
 from blip_art.score.word_groups import brevity_penalty, length_ratio
@@ -57,7 +57,7 @@ def describe_captions(captions: Sequence[str], tokenized: Sequence[str]) -> Dict
     times = Counter(tokenized)
     most, count = times.most_common(1)[0]
     return {"empty_share": sum(not text.strip() for text in tokenized) / len(tokenized),
-            "most_frequent": captions[tokenized.index(most)],
+            "most_frequent": cleaned(captions[tokenized.index(most)]),
             "most_frequent_share": count / len(tokenized),
             "unique_ratio": len(times) / len(tokenized),
             "mean_words": sum(len(text.split()) for text in tokenized) / len(tokenized)}

@@ -9,9 +9,9 @@ import hashlib
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set
 
-from blip_art.config import BEST_RULES, Config, load_config
+from blip_art.config import BEST_RULES, METRIC_NAMES, Config, load_config
 from blip_art.errors import UserError
 from blip_art.files import Result, RunDir, read_json, write_json
 from blip_art.score import baselines
@@ -111,10 +111,17 @@ class SplitScorer:
                captions: Callable[[], Mapping[str, str]]) -> Optional[Path]:
         if self._is_current(path, head):
             return None
+        # What the file has is scored again, not lost, when other metrics are asked for.
+        held = self._held(path, head)
         say(f"scoring {path.stem}" + (f": every caption is {head['caption']!r}"
                                       if "caption" in head else ""))
-        found = record(self._engine, self._references, captions(), self._metrics,
+        found = record(self._engine, self._references, captions(),
+                       [name for name in METRIC_NAMES if name in (*self._metrics, *held)],
                        max_words=self._max_words)
+        for name, why in found["failed"].items():
+            if name in held:
+                raise UserError(f"{path} stays as it was: {name}, which it has, failed this time "
+                                f"({why}); run it again")
         write_json(path, {**head, **found})
         for name, why in found["failed"].items():
             say(f"{path.name}: {name} failed: {why}")
@@ -122,11 +129,15 @@ class SplitScorer:
 
     def _is_current(self, path: Path, head: Mapping[str, Any]) -> bool:
         """Whether the file is of these captions and references and has all metrics."""
+        return set(self._metrics) <= self._held(path, head)
+
+    def _held(self, path: Path, head: Mapping[str, Any]) -> Set[str]:
+        """The metrics that the file has of these captions and references."""
         stored = read_scores(path)
-        return (stored is not None and stored.items() >= head.items()
-                and (stored.get("references") or {}).get("sha256") == self._hash
-                and all(name in stored.get("seconds", ()) and name not in stored["failed"]
-                        for name in self._metrics))
+        if (stored is None or not stored.items() >= head.items()
+                or (stored.get("references") or {}).get("sha256") != self._hash):
+            return set()
+        return set(stored.get("seconds") or ()) & set(METRIC_NAMES) - set(stored["failed"])
 
 
 def read_scores(path: Path) -> Optional[Dict[str, Any]]:

@@ -20,7 +20,7 @@ import pytest
 from blip_art.score import corenlp, java
 from blip_art.score.engine import Engine
 from blip_art.score.scoring import score_with
-from blip_art.score.workers import MetricFailed, Workers
+from blip_art.score.workers import MetricFailed, Workers, _Task
 
 TEXTS = [f"a {colour} cat sits on a mat" for colour in "red green blue white black grey".split()]
 LONG = "a cat and a dog " * 30
@@ -131,6 +131,28 @@ def test_a_silent_worker_is_ended_and_the_caption_named(
     assert time.monotonic() - began < 60
     assert workers.pid is None
     assert workers.map("tokenize", ["A cat."], limit_s) == ["a cat"]
+
+
+def test_a_worker_that_does_not_read_is_replaced(
+        workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are larger than a pipe holds."""
+    workers.map("tokenize", TEXTS, limit_s)
+    pid = workers.pid
+    assert pid
+    os.kill(pid, signal.SIGSTOP)
+    rescue = threading.Timer(60.0, os.kill, (pid, signal.SIGKILL))
+    rescue.start()
+    monkeypatch.setattr(workers, "patience_s", 3.0)
+    texts = [f"{text} " * 5000 for text in TEXTS]
+    assert len(workers.map("tokenize", texts, lambda text: 1.0)) == len(TEXTS)
+    assert rescue.is_alive()
+    rescue.cancel()
+
+
+def test_the_last_words_of_a_worker_that_left_nothing_open_are_told() -> None:
+    task = _Task("parse", ["a cat"], limit_s, lambda values: None, ())
+    task.errors[0] = "too long"
+    assert task.failure("nothing for 3 s") == "nothing for 3 s, at 'a cat'"
 
 
 def test_jars_may_lie_in_a_folder_with_an_odd_name(jars: list[Path], tmp_path: Path) -> None:

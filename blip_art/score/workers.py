@@ -137,12 +137,16 @@ class Worker:
                 pipe.close()
 
     def _send(self, request: Dict[str, Any]) -> None:
+        # In a thread, so that a worker that does not read is noticed as a silent one is.
+        line = json.dumps(request).encode() + b"\n"
+        threading.Thread(target=self._write, args=(line,), daemon=True).start()
+
+    def _write(self, line: bytes) -> None:
         assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        # A dead worker's answers end too, which is told; stop() closes the pipe under a writer.
+        with contextlib.suppress(ValueError, OSError):
+            self._process.stdin.write(line)
             self._process.stdin.flush()
-        except OSError:
-            raise WorkerLost(self._last_words()) from None
 
     def _answer(self, limits: Limits) -> Dict[str, Any]:
         extra_s = 0.0 if self._started else START_LIMIT_S
@@ -273,7 +277,7 @@ class _Task:
         """Why, the first item it happened to, and to how many."""
         left = self.left()
         # A lost worker did one item after the other: the first that is open is the one it died at.
-        at = next(index for index in left if not (lost and index in self.errors))
+        at = next((index for index in left if not (lost and index in self.errors)), left[0])
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         return f"{lost or self.errors[at]}, at {_shown(self.items[at])}{more}"
 

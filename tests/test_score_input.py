@@ -15,6 +15,7 @@ import pytest
 
 from blip_art.errors import UserError
 from blip_art.score import java
+from blip_art.score.__main__ import main
 from blip_art.score.coco import cleaned, paired, read_captions, read_references
 from blip_art.score.engine import Engine
 from blip_art.score.metrics import METRICS, f_score
@@ -28,6 +29,7 @@ def write(path: Path, value: Any) -> Path:
 
 @pytest.mark.parametrize(("value", "message"), [
     ("[{", "is not valid JSON"),
+    ("[" * 100_000, "is not valid JSON"),
     ({"images": []}, "has no list 'annotations'"),
     ([], "holds no captions"),
     ([{"image_id": 1}], r"entry 0 \(image_id 1\): 'caption' must be text, not None"),
@@ -86,6 +88,13 @@ def test_a_wrong_command_is_one_line_and_code_2(arguments: list[str]) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("target", ["refs.json/scores.json", "."])
+def test_where_json_cannot_go_is_told_before_scoring(tmp_path: Path, target: str) -> None:
+    refs = write(tmp_path / "refs.json", [{"image_id": 1, "caption": "a cat"}])
+    with pytest.raises(UserError, match="--json .*; name "):
+        main([str(refs), str(refs), "--json", str(tmp_path / target), "--java", "/nowhere"])
 
 
 def test_no_java_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:

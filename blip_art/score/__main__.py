@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,7 @@ from blip_art.score.shown import comparison_table, sentence, table, verdict, wit
 EPILOG = """examples:
   python -m blip_art.score fetch                              once, with network: for SPICE
   python -m blip_art.score prepare refs.json                  parse references ahead of time
+  python -m blip_art.score merge parses.sqlite                after an array without file locks
   python -m blip_art.score refs.json results.json             any COCO-format pair of files
   python -m blip_art.score refs.json results.json --metrics bleu,cider --json scores.json
   python -m blip_art.score refs.json results.json --floor train.json --oracle 16
@@ -70,6 +72,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     options = _parser().parse_args(arguments)
     metrics = _metrics(options.metrics)
     _refuse_mixture(options)
+    _refuse_unwritable(options.json)
     if options.follow:
         return _follow(RunDir(options.follow), options, metrics)
     if options.run:
@@ -240,6 +243,7 @@ def _compare(arguments: Sequence[str]) -> int:
 
     options = _compare_parser().parse_args(arguments)
     metrics = _metrics(options.metrics)
+    _refuse_unwritable(options.json)
     if options.subset and not options.refs:
         raise UserError("--subset is for two results files with --refs; score files hold what "
                         "was scored")
@@ -286,14 +290,27 @@ COMMANDS: Dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def _tell(json_file: Optional[str], found: Any, text: str) -> None:
-    """Print the text, or the JSON in its place; or write the JSON beside."""
+    """Print the text, or the JSON in its place; or write the JSON beside, last: it may fail."""
     if json_file == "-":
         print(json.dumps(found, ensure_ascii=False, allow_nan=False))
         return
+    if text:
+        print(text, flush=True)
     if json_file:
         write_json(json_file, found)
-    if text:
-        print(text)
+
+
+def _refuse_unwritable(json_file: Optional[str]) -> None:
+    """Before hours of scoring, not after them."""
+    if not json_file or json_file == "-":
+        return
+    path = Path(json_file)
+    if path.is_dir():
+        raise UserError(f"--json {path} is a folder; name a file in it")
+    # Folders that are not there yet are made.
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--json {path}: {folder} cannot be written to; name another folder")
 
 
 def _failures(rows: Mapping[str, Mapping[str, Any]]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import http.client
 import os
 import shutil
 import sys
@@ -181,14 +182,8 @@ def _copy(place: str, part: Path, jar: Jar) -> Optional[str]:
     try:
         with _open(place, have) as (stream, start), open(part, "ab" if start else "wb") as file:
             _pump(stream, file, jar, start)
-    except urllib.error.HTTPError as error:
-        return f"HTTP {error.code}"
-    except urllib.error.URLError as error:
-        return str(error.reason)
-    except (FileNotFoundError, NotADirectoryError):
-        return "no such file"
-    except (ConnectionError, TimeoutError) as error:
-        return f"connection lost ({error}), run it again to go on"
+    except _SourceError as error:
+        return str(error)
     if part.stat().st_size < jar.size:
         return "connection lost, run it again to go on"
     if _sha256(part) != jar.sha256:
@@ -197,21 +192,57 @@ def _copy(place: str, part: Path, jar: Jar) -> Optional[str]:
     return None
 
 
+class _SourceError(Exception):
+    """What is wrong with a place that was fetched from; the next one may have the file."""
+
+
 @contextlib.contextmanager
-def _open(place: str, start: int) -> Iterator[tuple[IO[bytes], int]]:
+def _source_named() -> Iterator[None]:
+    """Errors of the source, told from those of the folder that is written to."""
+    try:
+        yield
+    except urllib.error.HTTPError as error:
+        raise _SourceError(f"HTTP {error.code}") from error
+    except urllib.error.URLError as error:
+        raise _SourceError(str(error.reason)) from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _SourceError("no such file") from error
+    except (ConnectionError, TimeoutError, http.client.IncompleteRead) as error:
+        raise _SourceError(f"connection lost ({error}), run it again to go on") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _SourceError(getattr(error, "strerror", None) or str(error)) from error
+
+
+class _Source:
+    """A stream whose errors say that they are the source's."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        with _source_named():
+            return self._stream.read(size)
+
+
+@contextlib.contextmanager
+def _open(place: str, start: int) -> Iterator[tuple[_Source, int]]:
     """The bytes at `place` from `start`, or from 0 where the server cannot skip."""
     if "://" not in place:
-        with open(Path(place).expanduser(), "rb") as file:
+        with _source_named():
+            file = open(Path(place).expanduser(), "rb")  # noqa: SIM115 (closed below)
+        with file:
             file.seek(start)
-            yield file, start
+            yield _Source(file), start
         return
     headers = {"Range": f"bytes={start}-"} if start else {}
-    request = urllib.request.Request(place, headers=headers)
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-        yield response, start if response.status == 206 else 0
+    with _source_named():
+        request = urllib.request.Request(place, headers=headers)
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    with response:
+        yield _Source(response), start if response.status == 206 else 0
 
 
-def _pump(stream: IO[bytes], file: IO[bytes], jar: Jar, start: int) -> None:
+def _pump(stream: _Source, file: IO[bytes], jar: Jar, start: int) -> None:
     # A login node may have no tqdm; there the copy is silent but for this line.
     print(f"fetching {jar.name}, {jar.size / 1e6:.0f} MB", file=sys.stderr)
     try:

@@ -176,6 +176,16 @@ def test_patience_with_a_silent_training_has_an_end(run: RunDir, state: str, cod
     assert f"training is {state} and has written nothing for 2 minutes" in end.why
 
 
+def test_a_state_that_cannot_be_read_for_a_moment_is_no_end(run: RunDir) -> None:
+    ending = until_state_ends(run)
+    run.state.unlink()
+    run.state.mkdir()  # an error of the system, whoever we are
+    assert ending() is None
+    run.state.rmdir()
+    write_json(run.state, {"state": "finished"})
+    assert ending() == End("training has finished")
+
+
 @pytest.mark.parametrize("state", ["[]", '{"why": ""}', "{"])
 def test_a_broken_state_is_named(run: RunDir, state: str) -> None:
     write_text(run.state, state)

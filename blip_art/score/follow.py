@@ -152,9 +152,15 @@ def until_state_ends(run: RunDir, patience_min: float = PATIENCE_MIN,
 
 
 def _state(run: RunDir) -> str:
-    if not run.state.exists():
-        return "not begun"
-    said = read_json(run.state)
+    try:
+        said = read_json(run.state)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return "not begun"
+        if isinstance(error.__cause__, OSError):
+            # A file system that stumbles does not end the follower; patience does.
+            return "unreadable"
+        raise
     if not isinstance(said, dict) or not isinstance(said.get("state"), str):
         raise UserError(f"{run.state} does not say 'state'; remove it, training writes it again")
     return str(said["state"])
@@ -174,7 +180,7 @@ def _states(paths: Iterable[Path]) -> Signature:
     for path in paths:
         try:
             stat = path.stat()
-        except FileNotFoundError:
+        except OSError:
             continue
         found.append((str(path), stat.st_mtime_ns, stat.st_size))
     return tuple(found)

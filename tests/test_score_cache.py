@@ -243,6 +243,9 @@ def test_what_a_killed_job_left_half_written_is_undone_before_a_merge(path: Path
     part = part_of(path, "node9", 1, "whole")
     subprocess.run([sys.executable, "-c", HALF, str(part)], check=False)
     assert part.with_name(f"{part.name}-journal").exists()
+    whole = part.read_bytes()
+    # A page that was being written.
+    part.write_bytes(whole[:4096] + bytes(4096) + whole[8192:])
     os.utime(part, (0, 0))
     assert merge(path) == 1
 
@@ -273,6 +276,7 @@ def test_of_many_jobs_that_see_a_broken_file_one_replaces_it(path: Path) -> None
         path.write_bytes(path.read_bytes()[:4096] + bytes(path.stat().st_size - 4096))
         for number, job in enumerate(jobs):
             job.add({f"{n} {number}": [] for n in range(2000)})
+            assert job.find([f"0 {number}"])
     with ParseCache(path, "p") as cache:
         assert len(cache.find([f"{n} {job}" for job in range(3) for n in range(2000)])) == 6000
     assert len(list(path.parent.glob("parses.sqlite.broken-*"))) == 1

@@ -143,6 +143,14 @@ def test_heap_and_threads_follow_the_job() -> None:
     assert "-Xmx2400m" in setup.options()
 
 
+def test_a_heap_fits_into_a_small_job_and_a_smaller_one_is_refused() -> None:
+    assert java.java_setup(environ={"SLURM_MEM_PER_NODE": "1100"}).heap_mb == 935
+    with pytest.raises(UserError, match="may use 600 MB of memory, too little for Java"):
+        java.java_setup(environ={"SLURM_MEM_PER_NODE": "600"})
+    chosen = {"SLURM_MEM_PER_NODE": "600", "BLIP_ART_HEAP_MB": "400"}
+    assert java.java_setup(environ=chosen).heap_mb == 400
+
+
 @pytest.mark.parametrize(("version", "opens", "native"), [
     ("1.8.0_402", False, False), ("17.0.15", True, False), ("25.0.2", True, True)])
 def test_each_java_gets_options_it_knows(version: str, opens: bool, native: bool) -> None:

@@ -289,6 +289,16 @@ def test_no_java_outlives_the_command(tmp_path: Path, number: signal.Signals, co
     wait_for(lambda: not is_running(worker), 5)
 
 
+def test_the_same_words_over_and_over_cost_meteor_no_hours() -> None:
+    often, endless = "the cat " * 150 + "sat", "the cat " * 2000
+    with Engine(threads=1) as engine:
+        assert engine.meteor([often], [[often]])[0].startswith("301.0 301.0")
+        scores = score_with(engine, {1: [endless], 2: ["a dog"]}, {1: endless, 2: "a dog"},
+                            ["bleu", "meteor"])
+    assert "Bleu_4" in scores.metrics
+    assert "repeat the same words so often, at 'the cat the cat" in scores.failed["meteor"]
+
+
 def test_a_caption_of_30000_words_costs_spice_alone(jars: list[Path], tmp_path: Path) -> None:
     with Engine(parses=tmp_path / "parses.sqlite") as engine:
         long = " ".join(f"word{n}" for n in range(30_000))

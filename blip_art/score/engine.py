@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from tqdm import tqdm
 
@@ -18,11 +19,16 @@ from blip_art.score.answers import Answers
 from blip_art.score.coco import cleaned
 from blip_art.score.parse_cache import FILE_NAME, ParseCache
 from blip_art.score.parses import OnParsed, Parser, Propositions, by_cost, parse_cost, word_count
-from blip_art.score.workers import Workers
+from blip_art.score.workers import MetricFailed, Workers
 
 # The longest that work may take: many times what was measured on one slow core.
 SECONDS_A_WORD = 0.1
 PARSE_LIMIT_A_COST = 20.0
+# METEOR's aligner slows with the square of the pairs of equal words: 400 times "the cat" against
+# itself takes 20 s, and what has ten times the pairs would take an hour.
+SECONDS_A_MATCH_SQUARED = 2e-9
+MOST_MATCHES, FEW_MATCHES = 2_000_000, 10_000
+LimitOf = Callable[[Any], float]
 JAVA_PARSER = f"corenlp-{corenlp.VERSION} englishPCFG, spice-1.0"
 
 
@@ -97,9 +103,14 @@ class Engine:
 
     def meteor(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> List[str]:
         """METEOR's statistics of each tokenized caption, as it writes them down."""
+        for caption, texts in zip(captions, references):
+            if max(_matches(caption, text) for text in texts) > MOST_MATCHES:
+                raise MetricFailed("its aligner does not end where two texts repeat the same "
+                                   f"words so often, at '{caption[:77]}...'")
         paraphrases.indexed(paraphrases.table_of(self._class_paths["meteor"]), self._cache)
         return self._ask_shown("meteor", "METEOR", [
-            [caption, list(texts)] for caption, texts in zip(captions, references)])
+            [caption, list(texts)] for caption, texts in zip(captions, references)],
+            _meteor_limit_s)
 
     def propositions(self, texts: Sequence[str]) -> Dict[str, Propositions]:
         """What each tokenized text says; each distinct text is parsed once, ever.
@@ -162,15 +173,17 @@ class Engine:
             corenlp.find_jars(self._cache)
             raise UserError("CoreNLP was fetched meanwhile; run the command again")
 
-    def _ask_shown(self, name: str, label: str, items: Sequence[Any]) -> List[Any]:
+    def _ask_shown(self, name: str, label: str, items: Sequence[Any],
+                   limit_s: Optional[LimitOf] = None) -> List[Any]:
         with self._bar(len(items), label, unit="pictures") as bar:
-            return self._ask(name, items, on_values=lambda values: bar.update(len(values)))
+            return self._ask(name, items, limit_s, on_values=lambda values: bar.update(len(values)))
 
-    def _ask(self, name: str, items: Sequence[Any], **options: Any) -> List[Any]:
+    def _ask(self, name: str, items: Sequence[Any], limit_s: Optional[LimitOf] = None,
+             **options: Any) -> List[Any]:
         """A worker's values; what exactly these items gave once is known without one."""
         values = self._answers.find(name, items) if items else []
         if values is None:
-            values = self._workers.map(name, items, _linear_limit_s, **options)
+            values = self._workers.map(name, items, limit_s or _linear_limit_s, **options)
             self._answers.add(name, items, values)
         return values
 
@@ -197,6 +210,20 @@ def _parse_limit_s(text: str) -> float:
 
 def _linear_limit_s(item: Any) -> float:
     return SECONDS_A_WORD * _words(item)
+
+
+def _meteor_limit_s(item: Any) -> float:
+    caption, references = item
+    return _linear_limit_s(item) + SECONDS_A_MATCH_SQUARED * sum(
+        _matches(caption, text) ** 2 for text in references)
+
+
+def _matches(first: str, second: str) -> int:
+    """Pairs of equal words; 0 where there cannot be many."""
+    if word_count(first) * word_count(second) < FEW_MATCHES:
+        return 0
+    times = Counter(second.split())
+    return sum(times[word] for word in first.split())
 
 
 def _words(item: Any) -> int:

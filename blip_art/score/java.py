@@ -82,13 +82,22 @@ def java_setup(java: str = "", heap_mb: int = 0, threads: int = 0,
     """
     home = find_java_home(java or environ.get("BLIP_ART_JAVA", ""), environ)
     limit_mb = memory_limit_mb(environ)
-    own_heap_mb = max(SMALLEST_HEAP_MB, min(DEFAULT_HEAP_MB, int(limit_mb * HEAP_SHARE)))
-    heap_mb = heap_mb or _chosen_heap_mb(environ.get("BLIP_ART_HEAP_MB", "")) or own_heap_mb
+    heap_mb = (heap_mb or _chosen_heap_mb(environ.get("BLIP_ART_HEAP_MB", ""))
+               or _own_heap_mb(limit_mb))
     libjvm = _libjvm(home)
     assert libjvm is not None, home
     return JavaSetup(libjvm=str(libjvm), version=_version(home), heap_mb=heap_mb,
                      spare_heap_mb=max(heap_mb, int(limit_mb * LARGEST_HEAP_SHARE)),
                      threads=threads or cpu_count(environ))
+
+
+def _own_heap_mb(limit_mb: int) -> int:
+    if limit_mb < SMALLEST_HEAP_MB:
+        raise UserError(f"the job may use {limit_mb} MB of memory, too little for Java; ask for "
+                        "more (--mem=4G), or try a heap of your own in BLIP_ART_HEAP_MB")
+    # In a small job the least that Java works well with, as far as the job's memory allows.
+    least = min(SMALLEST_HEAP_MB, int(limit_mb * LARGEST_HEAP_SHARE))
+    return max(least, min(DEFAULT_HEAP_MB, int(limit_mb * HEAP_SHARE)))
 
 
 def _chosen_heap_mb(text: str) -> int:

@@ -9,6 +9,7 @@ need python3-venv /usr/bin/python3 -c 'import venv, ensurepip'
 need make command -v make
 need git command -v git
 need shellcheck command -v shellcheck
+need locales test -e /usr/share/i18n/locales/it_IT
 need openjdk-17-jre-headless test -x "$(echo /usr/lib/jvm/java-17-*/bin/java)"
 # The test cluster: Slurm with accounting, a database, and what images are made of.
 need munge command -v munged

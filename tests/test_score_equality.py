@@ -9,7 +9,6 @@ import gzip
 import json
 import os
 import random
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,15 +45,14 @@ def italy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a country where METEOR's numbers have commas."""
     environ = {**os.environ, "LC_ALL": "it_IT.UTF-8",
                "JAVA_TOOL_OPTIONS": "-Duser.language=it -Duser.country=IT"}
-    if shutil.which("localedef") and Path("/usr/share/i18n/locales/it_IT").exists():
-        folder = tmp_path_factory.mktemp("locales")
-        subprocess.run(["localedef", "-i", "it_IT", "-f", "UTF-8", folder / "it_IT.UTF-8"],
-                       check=True)
-        environ["LOCPATH"] = str(folder)
-        shown = subprocess.run(
-            [java.find_java_home("", os.environ) / "bin/java", "-XshowSettings:locale", "-version"],
-            env={**environ, "JAVA_TOOL_OPTIONS": ""}, capture_output=True, text=True, check=True)
-        assert "default locale = italiano (Italia)" in shown.stderr
+    assert Path("/usr/share/i18n/locales/it_IT").exists(), "no it_IT here; run .ci/packages.sh"
+    folder = tmp_path_factory.mktemp("locales")
+    subprocess.run(["localedef", "-i", "it_IT", "-f", "UTF-8", folder / "it_IT.UTF-8"], check=True)
+    environ["LOCPATH"] = str(folder)
+    shown = subprocess.run(
+        [java.find_java_home("", os.environ) / "bin/java", "-XshowSettings:locale", "-version"],
+        env={**environ, "JAVA_TOOL_OPTIONS": ""}, capture_output=True, text=True, check=True)
+    assert "default locale = italiano (Italia)" in shown.stderr
     return environ
 
 

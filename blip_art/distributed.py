@@ -130,16 +130,6 @@ def process_group() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def leave_signals_to_the_rank(worker: int) -> None:
-    """For DataLoader(worker_init_fn=…): a loader worker outlives the signal that stops a run.
-
-    Signals go to every process of a job step. A worker that dies of one takes its rank along
-    before the rank could save; left alone, it ends when its rank does.
-    """
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 class Interrupted(Exception):
     """A signal asked to stop in the middle; what is on disk is whole."""
 
@@ -147,8 +137,8 @@ class Interrupted(Exception):
 class Stop:
     """Remembers that a signal asked the run to stop; the loop reads it once a step.
 
-    The signal reaches every process of a job step, loader workers that inherited the handler
-    too, so the note is only taken by the process that installed it.
+    The signal reaches every process of a job step, and a forked one has the handler too: the note
+    is only taken by the process that installed it.
     """
 
     def __init__(self) -> None:

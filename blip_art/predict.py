@@ -20,7 +20,8 @@ from tqdm import tqdm
 from blip_art.config import Config, GenerateConfig, config_to_dict, dump_config, load_config
 from blip_art.data.datasets import Picture, unique_pictures
 from blip_art.data.loading import PictureDataset
-from blip_art.distributed import Interrupted, Stop, World, leave_signals_to_the_rank, process_group
+from blip_art.data.workers import worker_options
+from blip_art.distributed import STOP_SIGNALS, Interrupted, Stop, World, process_group
 from blip_art.errors import EXIT_INTERRUPTED, UserError, exit_cleanly
 from blip_art.files import RunDir, read_json, write_json, write_text
 from blip_art.manifest import update_manifest
@@ -73,7 +74,7 @@ def caption_pictures(model: BlipCaptioner, tokenizer: CaptionTokenizer, pictures
                              config.model.image_size)
     loader = DataLoader(dataset, batch_size=options.batch_size, sampler=SequentialSampler(dataset),
                         num_workers=config.data.num_workers,
-                        worker_init_fn=leave_signals_to_the_rank,
+                        **worker_options(config.data.num_workers, STOP_SIGNALS),
                         pin_memory=world.device.type == "cuda")
     # Ranks vote after every batch, so all of them count as many batches as the first has.
     rounds = -(-len(range(0, len(pictures), world.size)) // options.batch_size)

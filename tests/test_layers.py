@@ -22,7 +22,7 @@ LAYERS = {
               "blip_art.data", "blip_art.data.__main__", "blip_art.data.archive",
               "blip_art.data.captions", "blip_art.data.datasets", "blip_art.data.iconclass",
               "blip_art.data.make_split_hashes", "blip_art.data.motifs", "blip_art.data.prepare",
-              "blip_art.data.progress", "blip_art.data.splits",
+              "blip_art.data.progress", "blip_art.data.splits", "blip_art.data.workers",
               "blip_art.report", "blip_art.report.__main__", "blip_art.report.examples",
               "blip_art.report.page", "blip_art.report.runs", "blip_art.report.style",
               "blip_art.report.tables",

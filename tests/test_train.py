@@ -260,7 +260,6 @@ def test_a_set_smaller_than_one_batch_still_makes_a_step():
 
 def test_a_second_training_of_a_folder_is_refused(config: Path, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    with taken(run.training_lock) as ours, pytest.raises(UserError, match="is training in"):
-        assert ours
+    with taken(run.training_lock), pytest.raises(UserError, match="is training in"):
         main([str(config), "--run", str(run.path)])
     assert not run.config.exists()

@@ -23,11 +23,12 @@ from tqdm import tqdm
 from blip_art.config import Config, load_config
 from blip_art.data.datasets import Pair
 from blip_art.data.loading import TrainDataset
+from blip_art.data.workers import worker_options
 from blip_art.distributed import (
+    STOP_SIGNALS,
     Interrupted,
     Stop,
     World,
-    leave_signals_to_the_rank,
     process_group,
 )
 from blip_art.errors import EXIT_INTERRUPTED, UserError, exit_cleanly
@@ -166,7 +167,7 @@ def train_epoch(t: Training, progress: Progress) -> None:
     batches = EpochBatches(len(t.dataset), settings.batch_size, world.rank, world.size,
                            config.seed, epoch, progress.step)
     loader = DataLoader(t.dataset, batch_sampler=batches, num_workers=config.data.num_workers,
-                        worker_init_fn=leave_signals_to_the_rank,
+                        **worker_options(config.data.num_workers, STOP_SIGNALS),
                         pin_memory=world.device.type == "cuda")
     before = copy.copy(progress)
     # Sum and number of the finite losses; read only when shown or saved.

@@ -18,4 +18,5 @@ def progress(items: Iterable[T], what: str, unit: str,
     except ImportError:
         yield from items
     else:
+        tqdm.monitor_interval = 0  # no thread: see workers.py for what they do to a fork
         yield from tqdm(items, desc=what, unit=f" {unit}", total=total, disable=None)

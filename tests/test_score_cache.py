@@ -11,22 +11,21 @@ import os
 import resource
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from blip_art.errors import UserError
 from blip_art.score import answers as java_answers
-from blip_art.score import corenlp, paraphrases, parse_cache
+from blip_art.score import corenlp, paraphrases
 from blip_art.score.__main__ import main
 from blip_art.score.answers import Answers
 from blip_art.score.engine import Engine
-from blip_art.score.parse_cache import ParseCache, merge, own_part
+from blip_art.score.parse_cache import ParseCache
 from blip_art.score.parses import OnParsed, parse_cost, shard
 from blip_art.score.prepare import report
 from blip_art.score.scoring import score_with
@@ -61,10 +60,6 @@ def parsed(path: Path, *texts: str) -> list[str]:
                                               for text in texts}
         assert engine.parsed == len(parser.asked)
     return parser.asked
-
-
-def no_locks(folder: Path) -> bool:
-    return False
 
 
 def test_only_new_texts_reach_the_parser_each_once_and_longest_first(path: Path) -> None:
@@ -169,131 +164,6 @@ def test_a_full_disk_costs_the_memory_not_the_result(path: Path,
     assert parsed(path, "a") == []
 
 
-def test_two_processes_share_a_file(path: Path) -> None:
-    code = ("import sys; from blip_art.score.parse_cache import ParseCache\n"
-            "with ParseCache(sys.argv[1], 'p') as cache:\n"
-            "    for n in range(40): cache.add({f'{sys.argv[2]} {n}': [[str(n)]]})")
-    running = [subprocess.Popen([sys.executable, "-c", code, str(path), name],
-                                stderr=subprocess.PIPE, text=True) for name in "ab"]
-    assert [process.communicate()[1] for process in running] == ["", ""]
-    with ParseCache(path, "p") as cache:
-        assert len(cache.find([f"{name} {n}" for name in "ab" for n in range(40)])) == 80
-
-
-def test_without_locks_each_process_writes_its_own_part_that_is_merged(path: Path) -> None:
-    with ParseCache(path, "p") as cache:
-        cache.add(CAT)
-    with ParseCache(path, "p", can_lock=no_locks) as cache:
-        cache.add({"a dog": [["dog"]]})
-        assert len(cache.find(["a red cat", "a dog"])) == 2
-    assert own_part(path).exists()
-    assert merge(path) == 1
-    assert not own_part(path).exists()
-    with ParseCache(path, "p") as cache:
-        assert cache.find(["a red cat", "a dog"]) == {**CAT, "a dog": [["dog"]]}
-
-
-def part_of(path: Path, host: str, pid: int, text: str) -> Path:
-    """What a process without locks left beside `path`."""
-    made = path.with_name("made")
-    with ParseCache(made, "p", can_lock=no_locks) as cache:
-        cache.add({text: []})
-    return own_part(made).rename(path.with_name(f"{path.name}.{host}-{pid}.part"))
-
-
-@pytest.mark.parametrize("can_lock", [lambda _: True, no_locks])
-def test_parts_of_others_are_read_and_one_line_says_so(
-        path: Path, capsys: pytest.CaptureFixture[str],
-        can_lock: Callable[[Path], bool]) -> None:
-    """A job that is put back in the queue finds what it parsed as another process."""
-    part_of(path, "node1", 17, "a")
-    part_of(path, "node2", 17, "b").write_bytes(b"cut short" * 900)
-    capsys.readouterr()
-    for _ in range(2):
-        with ParseCache(path, "p", can_lock=can_lock) as cache:
-            assert cache.find(["a", "b"]) == {"a": []}
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "2 parts beside" in said
-
-
-def test_parts_that_a_job_may_still_write_are_left(path: Path,
-                                                   capsys: pytest.CaptureFixture[str]) -> None:
-    here, gone = os.uname().nodename, subprocess.Popen(["true"])
-    gone.wait()
-    parts = [part_of(path, here, os.getppid(), "lives"), part_of(path, "node9", 1, "fresh"),
-             part_of(path, here, gone.pid, "dead"), part_of(path, "node9", 2, "old")]
-    os.utime(parts[3], (0, 0))
-    assert merge(path) == 2
-    assert [part.exists() for part in parts] == [True, True, False, False]
-    assert "2 parts are left" in capsys.readouterr().err
-
-
-HALF = """
-import os, sqlite3, sys
-file = sqlite3.connect(f"file:{sys.argv[1]}?nolock=1", uri=True, isolation_level=None)
-file.execute("PRAGMA cache_size=1")
-file.execute("BEGIN")
-for n in range(3000): file.execute("INSERT INTO parses VALUES (?, ?)", (b"%d" % n, bytes(99)))
-os._exit(9)
-"""
-
-
-def test_what_a_killed_job_left_half_written_is_undone_before_a_merge(path: Path) -> None:
-    part = part_of(path, "node9", 1, "whole")
-    subprocess.run([sys.executable, "-c", HALF, str(part)], check=False)
-    assert part.with_name(f"{part.name}-journal").exists()
-    whole = part.read_bytes()
-    # A page that was being written.
-    part.write_bytes(whole[:4096] + bytes(4096) + whole[8192:])
-    os.utime(part, (0, 0))
-    assert merge(path) == 1
-
-
-def test_without_locks_no_broken_file_is_replaced(path: Path,
-                                                  capsys: pytest.CaptureFixture[str]) -> None:
-    with ParseCache(path, "p") as cache:
-        cache.add(CAT)
-    with ParseCache(path, "p", can_lock=no_locks) as cache:
-        own_part(path).write_bytes(b"no database" * 900)
-        cache.add({"a": []})
-        assert cache.find(["a red cat"]) == CAT
-        assert cache.flush() == 1
-    assert "cannot be read now" in capsys.readouterr().err
-    own_part(path).unlink()
-    path.write_bytes(b"no database" * 900)
-    with ParseCache(path, "p", can_lock=no_locks) as cache:
-        cache.add({"a": []})
-        assert cache.flush() == 0
-    assert path.read_bytes() == b"no database" * 900
-
-
-def test_of_many_jobs_that_see_a_broken_file_one_replaces_it(path: Path) -> None:
-    texts = [f"text number {n} with some words" for n in range(3000)]
-    parsed(path, *texts)
-    with contextlib.ExitStack() as stack:
-        jobs = [stack.enter_context(ParseCache(path, "p")) for _ in range(3)]
-        path.write_bytes(path.read_bytes()[:4096] + bytes(path.stat().st_size - 4096))
-        for number, job in enumerate(jobs):
-            job.add({f"{n} {number}": [] for n in range(2000)})
-            assert job.find([f"0 {number}"])
-    with ParseCache(path, "p") as cache:
-        assert len(cache.find([f"{n} {job}" for job in range(3) for n in range(2000)])) == 6000
-    assert len(list(path.parent.glob("parses.sqlite.broken-*"))) == 1
-
-
-def test_one_time_out_of_a_lock_loses_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parse_cache, "WAIT_FOR_OTHERS_S", 0.1)
-    with ParseCache(path, "p") as cache:
-        cache.add(CAT)
-        with contextlib.closing(sqlite3.connect(path)) as other:
-            other.execute("BEGIN IMMEDIATE")
-            cache.add({"a": []})
-        cache.add({"b": []})
-    with ParseCache(path, "p") as cache:
-        assert cache.find(["a", "b"]) == {"a": [], "b": []}
-
-
 def test_parsing_ahead_says_where_the_parses_are_or_fails(
         tmp_path: Path, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
@@ -303,21 +173,10 @@ def test_parsing_ahead_says_where_the_parses_are_or_fails(
             engine.propositions(["a"])
             assert report(engine, 9) == code
         assert said in capsys.readouterr().err
-    part_of(path, "node1", 17, "a")
+    shutil.copy(path, path.with_name("parses.sqlite.node1-17.part"))
     with Engine(parser=FakeParser(), parses=path) as engine:
         assert report(engine, 9) == 0
     assert f"score merge {path}\n" in capsys.readouterr().err
-
-
-def test_files_of_others_are_merged_and_stay(tmp_path: Path, path: Path) -> None:
-    other = tmp_path / "other.sqlite"
-    for file in (path, other):
-        with ParseCache(file, "p") as cache:
-            cache.add({"both": [], file.name: []})
-    assert merge(path, [other]) == 1
-    assert other.exists()
-    with pytest.raises(UserError, match="no parses at"):
-        merge(path, [tmp_path / "nowhere"])
 
 
 def test_jobs_of_an_array_share_the_work_not_the_texts() -> None:

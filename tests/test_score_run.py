@@ -15,6 +15,7 @@ from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json, write_json, write_text
 from blip_art.retention import prune_weights
 from blip_art.score import metrics
+from blip_art.score.__main__ import main
 from blip_art.score.baselines import most_frequent_caption
 from blip_art.score.engine import Engine
 from blip_art.score.run import score_run, write_best
@@ -135,6 +136,17 @@ def test_half_a_character_in_the_training_captions_is_no_end(
         json.dumps([{"image": "a.jpg", "caption": "a \ud83d lion"}]))
     score_run(run, engine)
     assert read_json(run.floor_scores("val"))["caption"] == "a \ufffd lion"
+
+
+def test_half_a_character_reaches_no_file_and_no_screen(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The most frequent caption is told, of captions and of the training list."""
+    refs, scores = tmp_path / "refs.json", tmp_path / "scores.json"
+    refs.write_text(json.dumps([{"image_id": 1, "caption": "a \ud83d lion"}]))
+    assert main([str(refs), str(refs), "--metrics", "bleu", "--floor", str(refs),
+                 "--json", str(scores)]) == 0
+    assert read_json(scores)["captions"]["most_frequent"] == "a \ufffd lion"
+    assert capsys.readouterr().out.encode().count("a \ufffd lion".encode()) == 2
 
 
 @pytest.mark.parametrize(("keep", "left"), [

@@ -144,9 +144,11 @@ def test_a_worker_that_does_not_read_is_replaced(
     rescue.start()
     monkeypatch.setattr(workers, "patience_s", 3.0)
     texts = [f"{text} " * 5000 for text in TEXTS]
-    assert len(workers.map("tokenize", texts, lambda text: 1.0)) == len(TEXTS)
-    assert rescue.is_alive()
-    rescue.cancel()
+    try:
+        assert len(workers.map("tokenize", texts, lambda text: 1.0)) == len(TEXTS)
+        assert rescue.is_alive()
+    finally:
+        rescue.cancel()
 
 
 def test_the_last_words_of_a_worker_that_left_nothing_open_are_told() -> None:

@@ -251,4 +251,6 @@ def test_two_hundred_runs_are_submitted_with_three_calls(runs: Runs) -> None:
         assert done.returncode == 0, done.stderr
         assert log.read_text().split() == ["sbatch"] * 3
     finally:
-        runs.cluster.run(["scancel", "--name=train-many,score-many,collect-many"])
+        for stage in ("train", "score", "collect"):
+            runs.cluster.run(["scancel", f"--name={stage}-many"])
+    assert not runs.queue("-n", "train-many", "-t", "PENDING")

@@ -253,4 +253,4 @@ def test_two_hundred_runs_are_submitted_with_three_calls(runs: Runs) -> None:
     finally:
         for stage in ("train", "score", "collect"):
             runs.cluster.run(["scancel", f"--name={stage}-many"])
-    assert not runs.queue("-n", "train-many", "-t", "PENDING")
+    runs.cluster.wait(lambda: not runs.queue("-n", "train-many"), 120, "the end of the sweep")

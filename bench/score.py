@@ -1,13 +1,14 @@
 """Seconds of our scorer beside pycocoevalcap's own classes, on the same captions, in one run.
 
     python bench/score.py REFS.json                    400 pairs for SPICE, all for the others
-    python bench/score.py REFS.json --full             all pairs for SPICE too: hours
+    python bench/score.py REFS.json --full             all pairs, nothing parsed before: an hour
 
 REFS.json is a list of {"image_id", "caption"}. Captions of an epoch are other pictures'
 references, cut to 16 words; the second epoch's are others. Each measurement is a process of its
 own, so that starting Python and Java counts on both sides; seconds are those on the wall and those
 of the processor, which other work on the machine changes little. pycocoevalcap runs as
-tests/golden/make_spice.py makes it run. The table goes to bench/results/score.md and .json.
+tests/golden/make_spice.py makes it run. The table goes to bench/results/score.md and .json, of
+--full to score_full.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from blip_art.score import corenlp, java  # noqa: E402
 from tests.golden.make_spice import Spice  # noqa: E402
 
 OTHERS = "bleu,meteor,rouge_l,cider"
+EVERY = f"{OTHERS},spice"
 RESULTS = ROOT / "bench" / "results"
 PR_SET_CHILD_SUBREAPER = 36
 Run = Callable[[Path, str], dict[str, float]]
@@ -84,17 +86,20 @@ def main() -> None:
     # pycocoevalcap leaves METEOR's Java behind; what that took is told to whoever inherits it.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     rows = json.loads(options.references.read_text())
-    sample = rows if options.full else random.Random(0).sample(rows, min(options.pairs, len(rows)))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         runs = {"pycocoevalcap": _theirs(folder / "theirs"), "blip_art": _ours(folder)}
         table = [_others(folder, rows, runs, options.runs)]
-        if options.pairs:
-            table += _spice(folder, sample, runs)
+        if options.full:
+            table.append(_cold(folder, rows, runs))
+        elif options.pairs:
+            sample = random.Random(0).sample(rows, min(options.pairs, len(rows)))
+            table += [_cold(folder, sample, runs), *_warm(folder, sample, runs)]
     found = {"command": f"python bench/score.py REFS.json {' '.join(sys.argv[2:])}".strip(),
              "machine": _machine(), "rows": table}
-    write_json(RESULTS / "score.json", found, indent=1)
-    write_text(RESULTS / "score.md", _markdown(found))
+    name = "score_full" if options.full else "score"
+    write_json(RESULTS / f"{name}.json", found, indent=1)
+    write_text(RESULTS / f"{name}.md", _markdown(found))
     print(_markdown(found))
 
 
@@ -102,7 +107,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("references", type=Path, metavar="REFS.json")
     parser.add_argument("--pairs", type=int, default=400, help="sample for SPICE; 0: no SPICE")
-    parser.add_argument("--full", action="store_true", help="all pairs for SPICE")
+    parser.add_argument("--full", action="store_true",
+                        help="all pairs for SPICE, nothing parsed before")
     parser.add_argument("--runs", type=int, default=3, help="of all but SPICE; medians are shown")
     return parser.parse_args()
 
@@ -151,13 +157,16 @@ def _others(folder: Path, rows: Any, runs: dict[str, Run], times: int) -> dict[s
     return {**measured[0], **medians}
 
 
-def _spice(folder: Path, rows: Any, runs: dict[str, Run]) -> list[dict[str, Any]]:
-    every = f"{OTHERS},spice"
-    first, second = _pairs(folder, rows, 1), _pairs(folder, rows, 2)
-    cold = f"all metrics, {len(rows):,} pairs, nothing parsed before"
-    return [_measure(cold, first, every, runs),
-            _measure("a later epoch: same references, other captions", second, every, runs),
-            _measure("the same file again", second, every, runs)]
+def _cold(folder: Path, rows: Any, runs: dict[str, Run]) -> dict[str, Any]:
+    return _measure(f"all metrics, {len(rows):,} pairs, nothing parsed before",
+                    _pairs(folder, rows, 1), EVERY, runs)
+
+
+def _warm(folder: Path, rows: Any, runs: dict[str, Run]) -> list[dict[str, Any]]:
+    """After _cold."""
+    pairs = _pairs(folder, rows, 2)
+    return [_measure("a later epoch: same references, other captions", pairs, EVERY, runs),
+            _measure("the same file again", pairs, EVERY, runs)]
 
 
 def _measure(what: str, pairs: Path, metrics: str, runs: dict[str, Run]) -> dict[str, Any]:

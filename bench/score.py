@@ -3,8 +3,9 @@
     python bench/score.py REFS.json                    400 pairs for SPICE, all for the others
     python bench/score.py REFS.json --full             all pairs, nothing parsed before: an hour
 
-REFS.json is a list of {"image_id", "caption"}. Captions of an epoch are other pictures'
-references, cut to 16 words; the second epoch's are others. Each measurement is a process of its
+REFS.json is a list of {"image_id", "caption"}. Captions are of 16 words at most: other pictures'
+references, cut, with an end that no reference has and each epoch another. So all of an epoch's are
+new, and repeat as often as references do. Each measurement is a process of its
 own, so that starting Python and Java counts on both sides; seconds are those on the wall and those
 of the processor, which other work on the machine changes little. pycocoevalcap runs as
 tests/golden/make_spice.py makes it run. The table goes to bench/results/score.md and .json, of
@@ -40,6 +41,7 @@ from tests.golden.make_spice import Spice  # noqa: E402
 
 OTHERS = "bleu,meteor,rouge_l,cider"
 EVERY = f"{OTHERS},spice"
+ENDS = {1: "in a painting", 2: "in an old print"}
 RESULTS = ROOT / "bench" / "results"
 PR_SET_CHILD_SUBREAPER = 36
 Run = Callable[[Path, str], dict[str, float]]
@@ -76,7 +78,7 @@ pairs = json.load(open(sys.argv[1]))
 scores = score({k: texts for k, (_, texts) in pairs.items()},
                {k: caption for k, (caption, _) in pairs.items()}, sys.argv[2].split(","))
 assert not scores.failed, scores.failed
-print(json.dumps(scores.metrics))
+print(json.dumps({**scores.metrics, "parsed": scores.parsed.get("new", 0)}))
 """
 
 
@@ -140,10 +142,14 @@ def _pairs(folder: Path, rows: list[dict[str, str]], epoch: int) -> Path:
     others = [row["caption"] for row in rows]
     random.Random(epoch).shuffle(others)
     path = folder / f"epoch_{epoch}_{len(rows)}.json"
-    path.write_text(json.dumps({str(row["image_id"]): (" ".join(text.split()[:16]),
-                                                       [row["caption"]])
+    path.write_text(json.dumps({str(row["image_id"]): (_caption(text, epoch), [row["caption"]])
                                 for row, text in zip(rows, others, strict=True)}))
     return path
+
+
+def _caption(text: str, epoch: int) -> str:
+    end = ENDS[epoch].split()
+    return " ".join(text.split()[:16 - len(end)] + end)
 
 
 def _others(folder: Path, rows: Any, runs: dict[str, Run], times: int) -> dict[str, Any]:
@@ -178,8 +184,10 @@ def _measure(what: str, pairs: Path, metrics: str, runs: dict[str, Run]) -> dict
         cpu[name] = _children_cpu_s() - before
     apart = max(abs(values["blip_art"][name] - value)
                 for name, value in values["pycocoevalcap"].items())
-    print(what, seconds, cpu, f"values differ by {apart:.1e}", flush=True)
-    return {"what": what, "seconds": seconds, "cpu_seconds": cpu, "largest_difference": apart}
+    parsed = int(values["blip_art"]["parsed"])
+    print(what, seconds, cpu, f"values differ by {apart:.1e}, {parsed} texts parsed", flush=True)
+    return {"what": what, "seconds": seconds, "cpu_seconds": cpu, "largest_difference": apart,
+            "parsed": parsed}
 
 
 def _children_cpu_s() -> float:
@@ -202,13 +210,15 @@ def _machine() -> dict[str, str]:
 
 def _markdown(found: dict[str, Any]) -> str:
     lines = ["| | pycocoevalcap, s | blip_art, s | times faster | pycocoevalcap, CPU s | "
-             "blip_art, CPU s | times less | largest difference |", "|---" * 8 + "|"]
+             "blip_art, CPU s | times less | texts it parsed | largest difference |",
+             "|---" * 9 + "|"]
     for row in found["rows"]:
         cells = []
         for kind in ("seconds", "cpu_seconds"):
             theirs, ours = row[kind]["pycocoevalcap"], row[kind]["blip_art"]
             cells += [f"{theirs:.1f}", f"{ours:.1f}", f"{theirs / ours:.1f}"]
-        lines.append(f"| {row['what']} | {' | '.join(cells)} | {row['largest_difference']:.0e} |")
+        lines.append(f"| {row['what']} | {' | '.join(cells)} | {row['parsed']:,} | "
+                     f"{row['largest_difference']:.0e} |")
     machine = ", ".join(f"{name} {value}" for name, value in found["machine"].items())
     return "\n".join([*lines, "", f"`{found['command']}`; {machine}", ""])
 

@@ -190,6 +190,9 @@ def run_collect(args: argparse.Namespace) -> int:
 
 def run_demo(args: argparse.Namespace) -> int:
     """Every stage in order, see blip_art/cluster/demo.py."""
+    if args.cluster == "slurm":
+        raise UserError("the demo runs on one machine; for the cluster there is 'launch.py doctor "
+                        "--job', and then 'launch.py train CONFIG --cluster slurm'")
     from blip_art.cluster.demo import Demo
     from blip_art.files import RunDir
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -29,6 +30,9 @@ class UserError(Exception):
 
 def exit_cleanly(main: Callable[[], Optional[int]]) -> NoReturn:
     """Run `main` and leave with its exit code; a user's mistake ends without a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Captions have characters that not every locale has.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main() or 0
         sys.stdout.flush()

@@ -116,6 +116,23 @@ def test_another_account_is_offered() -> None:
     assert found == fail(found.what, "yours: art; mend 'account' in the site profile")
 
 
+def test_an_account_may_do_what_any_of_its_lines_allows() -> None:
+    said = slurm(sacctmgr="art|normal,long\nart|\nother|fast\n")
+    [found] = lines(checks_slurm.account, Site(account="art", qos="long"), said)
+    assert found == ok("account art")
+
+
+def test_each_kind_of_job_is_tried_with_its_own_options() -> None:
+    asked = slurm(sbatch=Completed(0))
+    lines(checks_slurm.trial, Site(sbatch={"constraint": "v100"}, cpu_sbatch={"exclusive": True}),
+          asked)
+    gpu, cpu = asked.calls
+    assert "--constraint=v100" in gpu
+    assert "--exclusive" not in gpu
+    assert "--exclusive" in cpu
+    assert "--constraint=v100" not in cpu
+
+
 def test_slurms_own_refusal_is_passed_on() -> None:
     refused = Completed(1, "", "allocation failure: Invalid account or account/partition "
                                "combination specified\n")

@@ -29,6 +29,7 @@ from blip_art.score.parse_cache import ParseCache
 from blip_art.score.parses import OnParsed, parse_cost, shard
 from blip_art.score.prepare import report
 from blip_art.score.scoring import score_with
+from blip_art.score.workers import MetricFailed
 
 CAT = {"a red cat": [["cat"], ["cat", "red"]]}
 LONG = "caf\u00e9 \U0001f600 " * 20_000
@@ -60,6 +61,25 @@ def parsed(path: Path, *texts: str) -> list[str]:
                                               for text in texts}
         assert engine.parsed == len(parser.asked)
     return parser.asked
+
+
+def test_a_text_that_fails_costs_no_other_and_is_given_up_the_third_time(path: Path) -> None:
+    class Poisoned(FakeParser):
+        def __call__(self, texts: Sequence[str], on_parsed: OnParsed) -> None:
+            if "poison" in texts:
+                self.asked += ["poison"]
+                raise MetricFailed("nothing for 9 s, at 'poison'", ["poison"])
+            super().__call__(texts, on_parsed)
+
+    parser = Poisoned()
+    with Engine(parser=parser, parses=path) as engine:
+        for _ in range(2):
+            with pytest.raises(MetricFailed, match="nothing for 9 s"):
+                engine.propositions(["a b", "poison"])
+        assert engine.unparsed(["a b", "poison"]) == ["poison"]
+        with pytest.raises(MetricFailed, match="failed 2 times before, at 'poison'"):
+            engine.propositions(["c", "poison"])
+    assert parser.asked == ["poison", "a b", "poison", "c"]
 
 
 def test_only_new_texts_reach_the_parser_each_once_and_longest_first(path: Path) -> None:

@@ -78,6 +78,27 @@ def test_the_next_source_is_tried(tmp_path: Path, mirror: Path,
     assert fetch(tmp_path, "/nowhere", f"{server[0]}/wrong", str(mirror)) == BYTES
 
 
+def test_what_a_wrong_source_began_does_not_spoil_the_next(
+        tmp_path: Path, mirror: Path, server: tuple[str, list[str]]) -> None:
+    """As a portal that answers everything with a page of its own."""
+    (tmp_path / "portal").mkdir()
+    (tmp_path / "portal" / JAR.name).write_bytes(b"<html>please log in</html>")
+    for number, good in enumerate((str(mirror), server[0])):
+        assert fetch(tmp_path / str(number), str(tmp_path / "portal"), good) == BYTES
+
+
+def test_without_file_locks_each_process_has_a_part_of_its_own(
+        tmp_path: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_flock(*_: object) -> None:
+        raise OSError(38, "no such thing here")
+    monkeypatch.setattr(corenlp.fcntl, "flock", no_flock)
+    part = corenlp.jar_folder(tmp_path) / f".{JAR.name}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"another's")
+    assert fetch(tmp_path, str(mirror)) == BYTES
+    assert part.read_bytes() == b"another's"
+
+
 def test_a_folder_in_place_of_the_file_or_a_wrong_address_leaves_the_next_source(
         tmp_path: Path, mirror: Path) -> None:
     (tmp_path / "odd" / JAR.name).mkdir(parents=True)

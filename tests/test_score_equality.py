@@ -217,7 +217,7 @@ def test_an_empty_caption_and_half_a_character_score_nought(engine: Engine) -> N
              "3": ("a ship", ["a ship", "\U0001f600"])}
     scores = scored(engine, pairs, "bleu", "meteor", "rouge_l", "cider", "spice")
     assert scores.cleaned == {"half_characters": 1, "line_breaks": 1, "tabs": 1, "beyond_bmp": 1,
-                              "no_words": 3}
+                              "emoji": 1, "no_words": 3}
     assert scores.per_image["3"]["SPICE"] == 1.0
     assert scores.per_image["1"] == scores.per_image["2"]
     assert scores.per_image["1"]["SPICE"] == scores.per_image["1"]["METEOR"] == 0.0

@@ -239,7 +239,8 @@ def test_one_process_has_the_lock(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("host", "pid", "age_s", "void"), [
     ("", 2 ** 22 + 1, 0, True),  # a process of this host that is gone
-    ("", os.getpid(), 9999, False),
+    ("", os.getpid(), 10, False),
+    ("", os.getpid(), 9999, True),  # another's number
     ("elsewhere", 1, 10, False),
     ("elsewhere", 1, 9999, True)])
 def test_without_file_locks_a_dead_owner_is_forgotten(

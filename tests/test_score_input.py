@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,18 @@ def test_a_wrong_command_is_one_line_and_code_2(arguments: list[str]) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_terminal_that_lacks_characters_ends_nothing(tmp_path: Path) -> None:
+    refs = write(tmp_path / "refs.json", [{"image_id": n, "caption": "a \u2014 \u263a \U0001f600"}
+                                          for n in range(2)])
+    for extra in ([], ["--json", "-"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "blip_art.score", str(refs), str(refs), "--metrics", "bleu",
+             *extra], capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONIOENCODING": "latin-1"})
+        assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["captions"]["most_frequent"].endswith("\u263a \U0001f600")
 
 
 @pytest.mark.parametrize("target", ["refs.json/scores.json", "."])

@@ -42,20 +42,22 @@ def test_the_layout_of_the_index_has_a_number(table: Path, tmp_path: Path) -> No
     """Whoever changes the layout raises FORMAT: else indexes made before would be misread."""
     index = indexed(table, tmp_path)
     assert index
-    assert (FORMAT, hashlib.sha256(index.read_bytes()).hexdigest()[:8]) == (1, "6f80a4c9")
+    assert (FORMAT, hashlib.sha256(index.read_bytes()).hexdigest()[:8]) == (2, "d0eebca8")
     assert FILE_NAME.endswith(f"-{FORMAT}.npy")
 
 
-def test_an_index_that_was_cut_short_is_made_again(
+def test_an_index_that_was_cut_short_or_damaged_is_made_again(
         table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     index = indexed(table, tmp_path)
     assert index
     whole = index.read_bytes()
-    for damage in (whole[:-3], b"something else"):
+    middle = len(whole) // 2
+    zeros = whole[:middle] + bytes(100) + whole[middle + 100:]
+    for damage in (whole[:-3], b"something else", zeros):
         index.write_bytes(damage)
         assert indexed(table, tmp_path) == index
         assert index.read_bytes() == whole
-    assert capsys.readouterr().err.count("once, into") == 3
+    assert capsys.readouterr().err.count("once, into") == 4
 
 
 def test_without_a_folder_to_write_to_there_is_none(

@@ -20,7 +20,14 @@ import pytest
 from blip_art.score import corenlp, java
 from blip_art.score.engine import Engine
 from blip_art.score.scoring import score_with
-from blip_art.score.workers import MetricFailed, Workers, _Task
+from blip_art.score.workers import (
+    STARVED_SHARE,
+    MetricFailed,
+    Workers,
+    _Task,
+    cpu_seconds,
+    is_eager,
+)
 
 TEXTS = [f"a {colour} cat sits on a mat" for colour in "red green blue white black grey".split()]
 LONG = "a cat and a dog " * 30
@@ -149,6 +156,48 @@ def test_a_worker_that_does_not_read_is_replaced(
         assert rescue.is_alive()
     finally:
         rescue.cancel()
+
+
+def test_what_a_worker_died_at_is_named_not_its_neighbour(jars: list[Path]) -> None:
+    told: list[str] = []
+    texts = [f"a cat sits on {number} mats" for number in range(100)]
+    with Workers(java.java_setup(threads=2), java.class_paths(jars), os.environ) as workers:
+        def kill(values: list[tuple[str, object]]) -> None:
+            told.extend(text for text, _ in values)
+            if workers.pid:
+                os.kill(workers.pid, signal.SIGKILL)
+
+        with pytest.raises(MetricFailed, match="ended with -9") as failure:
+            workers.map("parse", texts, limit_s, kill)
+    first_open = next(text for text in texts if text not in told)
+    assert failure.value.items == [first_open]
+    assert f"at '{first_open}'" in str(failure.value)
+
+
+def test_who_is_kept_waiting_is_told_from_who_hangs() -> None:
+    core, spin = min(os.sched_getaffinity(0)), "while True: pass"
+
+    def start(code: str, nice: int) -> subprocess.Popen[bytes]:
+        def pinned() -> None:
+            os.sched_setaffinity(0, {core})
+            os.nice(nice)
+        return subprocess.Popen([sys.executable, "-c", code], preexec_fn=pinned)
+
+    processes = [start(spin, 0), start(spin, 0), start(spin, 19),
+                 start("import time; time.sleep(60)", 0)]
+    _, busy, starved, asleep = (process.pid for process in processes)
+    try:
+        time.sleep(1)
+        before = {pid: cpu_seconds(pid) for pid in (busy, starved)}
+        time.sleep(2)
+        used = {pid: cpu_seconds(pid) - seconds for pid, seconds in before.items()}
+        assert used[starved] < 2 * STARVED_SHARE < used[busy]
+        assert is_eager(starved)
+        assert not is_eager(asleep)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def test_the_last_words_of_a_worker_that_left_nothing_open_are_told() -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from blip_art.cluster import batch
 from blip_art.cluster.allocation import Task, expand_nodes, for_task
 from blip_art.cluster.plan import train_job
 from blip_art.cluster.site import Site, load_site
-from blip_art.cluster.submit import Submission, shown
+from blip_art.cluster.submit import Submission, shown, write_wrapper
 from blip_art.errors import UserError
 from blip_art.files import RunDir
 
@@ -57,6 +58,39 @@ def test_scripts_and_wrapper_match_golden(site: Site, tmp_path: Path) -> None:
     stages = batch.train_stages(place, run, "configs/caption_art.yaml", ["train.lr=5e-5"], nodes=2)
     text = shown(stages, submission(site, run)).replace(str(tmp_path), "/cluster")
     assert text == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_variables_of_the_node_are_left_to_the_node(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/tmp/login")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("PROJECT", "/proj/art")
+    site = profile(tmp_path, "scratch: $TMPDIR/$SLURM_JOB_ID\nbinds: ['$PROJECT:/art']\n")
+    text = batch.wrapper_text(site, tmp_path)
+    assert "export SCRATCH='$TMPDIR/$SLURM_JOB_ID'\n" in text
+    assert "export BINDS=/proj/art:/art\n" in text
+
+
+def test_an_option_of_sbatch_may_have_no_value(tmp_path: Path) -> None:
+    site = profile(tmp_path, "sbatch: {exclusive: true, contiguous: false, comment: , nice: 5}\n")
+    place = batch.slurm_place(site, tmp_path)
+    text = shown(batch.train_stages(place, RunDir("runs/a"), "a.yaml", scored=False),
+                 submission(site, RunDir("runs/a")))
+    assert {"#SBATCH --exclusive", "#SBATCH --nice=5"} <= set(text.splitlines())
+    assert "contiguous" not in text
+    assert "comment" not in text
+
+
+def test_what_was_submitted_keeps_its_wrapper_when_the_profile_changes(
+        site: Site, tmp_path: Path) -> None:
+    run = RunDir("runs/a")
+    stages = batch.train_stages(batch.slurm_place(site, tmp_path), run, "a.yaml", scored=False)
+    first = write_wrapper(stages, submission(site, run))
+    before = first.read_text()
+    other = write_wrapper(stages, submission(replace(site, image="/other.sif"), run))
+    assert (first.name, other.name) == ("wrapper.sh", "wrapper_1.sh")
+    assert (first.read_text(), "/other.sif" in other.read_text()) == (before, True)
+    assert write_wrapper(stages, submission(site, run)) == first
 
 
 def test_the_scripts_are_shell(site: Site, tmp_path: Path) -> None:

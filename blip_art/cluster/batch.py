@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -142,14 +143,14 @@ def submitit_parameters(site: Site, stage: Stage, dependency: str = "") -> Dict[
                   *site.setup]}
 
 
-def job_command(site: Site, stage: Stage, code: Path, folder: Path, pickles: Path) -> str:
+def job_command(site: Site, stage: Stage, code: Path, wrapper: Path, pickles: Path) -> str:
     """What submitit takes for Python in its batch script."""
     cpus = submitit_parameters(site, stage)["cpus_per_task"]
     numbers = "%A_%a" if len(stage.jobs) > 1 else "%j"
     return "exec " + shlex.join([
-        "bash", str(code / "slurm" / "job.sh"), str(folder), str(site.max_requeues),
+        "bash", str(code / "slurm" / "job.sh"), str(wrapper.parent), str(site.max_requeues),
         "srun", "--unbuffered", f"--output={pickles}/{numbers}_%t_log.out",
-        f"--cpus-per-task={cpus}", *_SRUN, str(wrapper_path(folder))])
+        f"--cpus-per-task={cpus}", *_SRUN, str(wrapper)])
 
 
 def job_name(stage: Stage) -> str:
@@ -164,8 +165,13 @@ def dependency(stage: Stage, submitted: Dict[str, str]) -> str:
     return ",".join([*kinds, *stage.waits_for])
 
 
-def wrapper_path(folder: Path) -> Path:
-    return folder / "wrapper.sh"
+def wrapper_path(folder: Path, text: str) -> Path:
+    """Where a wrapper of this text is, or is to be: jobs that were submitted before keep theirs."""
+    for number in itertools.count():
+        path = folder / (f"wrapper_{number}.sh" if number else "wrapper.sh")
+        if not path.exists() or path.read_text(encoding="utf-8") == text:
+            return path
+    raise AssertionError
 
 
 def log_pattern(job: Job, index: Optional[int], number: str) -> Tuple[str, str]:

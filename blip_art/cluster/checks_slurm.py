@@ -9,7 +9,7 @@ import getpass
 import re
 import shutil
 from dataclasses import dataclass
-from typing import Iterable, List, Tuple
+from typing import Dict, Iterable, List, Tuple
 
 from blip_art.cluster.checks import Check, fail, ok, warn
 from blip_art.cluster.site import Site
@@ -174,7 +174,12 @@ def account(site: Site, slurm: Slurm) -> Iterable[Check]:
     except SlurmError as error:
         yield warn(f"accounts of {user} not known: {error}")
         return
-    mine = dict(line.split("|")[:2] for line in text.splitlines() if "|" in line)
+    # One line a cluster and partition: what any of them allows may be asked for.
+    mine: Dict[str, List[str]] = {}
+    for line in text.splitlines():
+        name, bar, qos = line.partition("|")
+        if bar:
+            mine.setdefault(name, []).extend(qos.split("|")[0].split(","))
     if site.account and site.account not in mine:
         yield fail(f"{user} has no account {site.account}",
                    f"yours: {', '.join(mine) or 'none'}; mend 'account' in the site profile")
@@ -183,7 +188,7 @@ def account(site: Site, slurm: Slurm) -> Iterable[Check]:
     else:
         chosen = site.account or next(iter(mine))
         yield ok(f"account {chosen}")
-        allowed = mine[chosen].split(",")
+        allowed = list(dict.fromkeys(filter(None, mine[chosen])))
         if site.qos and site.qos not in allowed:
             yield fail(f"account {chosen} may not use qos {site.qos}",
                        f"it may use: {', '.join(allowed)}; mend 'qos' in the site profile")
@@ -213,15 +218,16 @@ def accounting(site: Site, slurm: Slurm) -> Iterable[Check]:
 def trial(site: Site, slurm: Slurm) -> Iterable[Check]:
     """Slurm's own word on what a job would ask for; nothing is submitted."""
     gpu = [f"--gres={site.gres.format(gpus=site.gpus_per_node)}"] if site.gres else []
-    for kind, partition, more, minutes, cpus, mem_gb in (
+    for kind, partition, more, minutes, cpus, mem_gb, own in (
             ("GPU", site.partition, gpu, site.time_min, site.cpus_per_gpu * site.gpus_per_node,
-             site.mem_gb),
+             site.mem_gb, site.sbatch),
             ("CPU", site.cpu_partition or site.partition, [], site.cpu_time_min, site.cpu_cpus,
-             site.cpu_mem_gb)):
+             site.cpu_mem_gb, site.cpu_sbatch)):
         options = {"partition": partition, "account": site.account, "qos": site.qos,
                    "time": str(minutes), "cpus-per-task": str(cpus),
-                   "mem": f"{mem_gb}G" if mem_gb else "", **site.sbatch}
-        words = [f"--{key}={value}" for key, value in options.items() if value]
+                   "mem": f"{mem_gb}G" if mem_gb else "", **own}
+        words = [f"--{key}" if value is True else f"--{key}={value}"
+                 for key, value in options.items() if value]
         yield _tried(kind, slurm.try_sbatch("--nodes=1", "--ntasks=1", *words, *more))
 
 

@@ -109,7 +109,7 @@ def _corenlp(to: str, source: str, in_image: Optional[InImage]) -> List[Path]:
     cache = Path(to) if to else corenlp.cache_folder()
     named = [source] if source else corenlp.sources_from()
     if named or corenlp.jars_if_whole(cache) or _has_jgo():
-        return corenlp.fetch(cache, named)
+        return corenlp.fill(cache, named)
     code = (in_image or run_in_image)(("-m", "blip_art.score", "fetch"), cache.absolute())
     if code:
         raise UserError("the image could not fetch CoreNLP, see the lines above; or name a folder "
@@ -143,7 +143,7 @@ def run_in_image(argv: Sequence[str], cache: Path) -> int:
     repo = Path(__file__).resolve().parents[2]
     cache.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "CONTAINER": site.container, "SIF": site.image,
-                   "OVERLAY": site.overlay, "SCRATCH": site.scratch, "PYTHONPATH": str(repo),
+                   "OVERLAY": site.overlay, "PYTHONPATH": str(repo),
                    "BINDS": ",".join([*site.binds, *site.build_binds, str(repo), str(cache)]),
                    "BLIP_ART_CACHE": str(cache), **site.build_setup}
     return subprocess.call([str(repo / "singularity" / "run.sh"), site.python, *argv],

@@ -58,9 +58,10 @@ class Site:
     """How long before the time limit a job is told to save."""
     max_requeues: int = 20
     """How often one job may be queued again."""
-    sbatch: Mapping[str, str] = field(default_factory=dict)
-    """Further options of GPU jobs, as sbatch calls them: {constraint: v100-32g, exclude: node7}."""
-    cpu_sbatch: Mapping[str, str] = field(default_factory=dict)
+    sbatch: Mapping[str, Any] = field(default_factory=dict)
+    """Further options of GPU jobs, as sbatch calls them: {constraint: v100-32g, exclusive: true};
+    true is an option without a value."""
+    cpu_sbatch: Mapping[str, Any] = field(default_factory=dict)
     """The same for scoring jobs."""
     container: str = "apptainer"
     """apptainer, singularity or a path; '' runs `python` as it is, without an image."""
@@ -72,10 +73,10 @@ class Site:
     """Interpreter of the jobs, as the container sees it."""
     cache: str = "/ext3/cache"
     """Where CoreNLP is, as the container sees it."""
-    parses: str = "../../.cache/parses.sqlite"
+    parses: str = "../../.cache/blip_art/parses.sqlite"
     """What SPICE has parsed, for all runs; on a file system that all nodes see."""
     scratch: str = "/tmp"
-    """Folder on the node for temporary files."""
+    """Folder on the node for temporary files; $TMPDIR or $SLURM_JOB_ID in it are the node's."""
     binds: Tuple[str, ...] = ()
     """Folders the image must see beside the working directory: source[:target[:ro]]."""
     modules: Tuple[str, ...] = ()
@@ -123,8 +124,9 @@ def load_site(path: str = "", environ: Optional[Mapping[str, str]] = None) -> Si
     site = Site(**{"name": here.stem, **typed, "path": str(here)})
     _check(site)
     return dataclasses.replace(
-        site, scratch=os.path.expandvars(site.scratch), image=_absolute(site.image, here.parent),
-        overlay=_absolute(site.overlay, here.parent), parses=_absolute(site.parses, here.parent))
+        site, scratch=os.path.expanduser(site.scratch), image=_absolute(site.image, here.parent),
+        overlay=_absolute(site.overlay, here.parent), parses=_absolute(site.parses, here.parent),
+        binds=_expanded(site.binds), build_binds=_expanded(site.build_binds))
 
 
 def _read(path: Path) -> Dict[str, Any]:
@@ -147,7 +149,9 @@ def _typed(default: Any, value: Any, where: str) -> Any:
         return tuple(str(item) for item in (value if isinstance(value, list) else [value])
                      if item is not None)
     if isinstance(default, dict) and isinstance(value, dict):
-        return {str(key): str(item) for key, item in value.items()}
+        # An option without a value is switched by true or false.
+        return {str(key): item if item is True else str(item) for key, item in value.items()
+                if item is not None and item is not False}
     if isinstance(default, str) and (value is None or isinstance(value, (int, float))):
         return "" if value is None else str(value)
     if type(value) is not type(default):
@@ -179,5 +183,9 @@ def _check(site: Site) -> None:
 def _absolute(path: str, start: Path) -> str:
     if not path:
         return ""
-    expanded = os.path.expanduser(os.path.expandvars(path))
+    [expanded] = _expanded((path,))
     return os.path.normpath(os.path.join(start, expanded))
+
+
+def _expanded(paths: Tuple[str, ...]) -> Tuple[str, ...]:
+    return tuple(os.path.expanduser(os.path.expandvars(path)) for path in paths)

@@ -16,7 +16,7 @@ from blip_art.errors import UserError
 
 TIMEOUT_S = 60.0
 # Of the variables that steer Slurm's commands, those a user sets on purpose.
-_KEPT = ("SLURM_CONF", "SLURM_JWT")
+_KEPT = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
 # SLURM_* leak from an outer job; the others change what the commands below print.
 _SCRUBBED = ("SLURM_", "SLURMD_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_")
 _DEAD_CONTROLLER = re.compile(

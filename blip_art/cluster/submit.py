@@ -11,7 +11,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from blip_art.cluster.allocation import run_in_allocation
 from blip_art.cluster.batch import (
@@ -59,11 +59,11 @@ def submit(stages: Sequence[Stage], to: Submission) -> Dict[str, str]:
         UserError: Slurm is not there, or refuses a stage (its reason is told). Stages that were
             submitted before it are cancelled.
     """
-    write_wrapper(stages, to)
+    wrapper = write_wrapper(stages, to)
     numbers: Dict[str, str] = {}
     try:
         for stage in stages:
-            numbers[stage.name] = _submit_stage(stage, to, numbers)
+            numbers[stage.name] = _submit_stage(stage, to, wrapper, numbers)
             _record(stage, to, numbers)
     except BaseException:  # Ctrl-C too: jobs that no run folder knows of would be lost
         _take_back(list(numbers.values()))
@@ -71,24 +71,29 @@ def submit(stages: Sequence[Stage], to: Submission) -> Dict[str, str]:
     return numbers
 
 
-def write_wrapper(stages: Sequence[Stage], to: Submission) -> None:
+def write_wrapper(stages: Sequence[Stage], to: Submission) -> Path:
     """The program that enters the container."""
+    path, text = _wrapper(stages, to)
+    if not path.exists():
+        with written_aside(path) as aside:
+            aside.write_text(text, encoding="utf-8")
+        path.chmod(0o755)
+    return path
+
+
+def _wrapper(stages: Sequence[Stage], to: Submission) -> Tuple[Path, str]:
     runs = [run for stage in stages for run in stage.runs]
-    path = wrapper_path(to.folder)
-    with written_aside(path) as aside:
-        aside.write_text(wrapper_text(to.site, to.code.resolve(),
-                                      needed_binds(Path.cwd(), runs, to.site)), encoding="utf-8")
-    path.chmod(0o755)
+    text = wrapper_text(to.site, to.code.resolve(), needed_binds(Path.cwd(), runs, to.site))
+    return wrapper_path(to.folder, text), text
 
 
 def shown(stages: Sequence[Stage], to: Submission) -> str:
     """The exact scripts, for --dry-run: nothing is written, no Slurm is needed."""
-    runs = [run for stage in stages for run in stage.runs]
-    wrapper = wrapper_text(to.site, to.code.resolve(), needed_binds(Path.cwd(), runs, to.site))
-    parts = [f"# === {wrapper_path(to.folder)}\n{wrapper}"]
+    wrapper, text = _wrapper(stages, to)
+    parts = [f"# === {wrapper}\n{text}"]
     numbers: Dict[str, str] = {}
     for stage in stages:
-        executor = _executor(stage, to, numbers)
+        executor = _executor(stage, to, wrapper, numbers)
         if len(stage.jobs) > 1:
             executor.parameters["map_count"] = len(stage.jobs)
         text = executor._make_submission_file_text(executor._submitit_command_str, "")
@@ -99,9 +104,9 @@ def shown(stages: Sequence[Stage], to: Submission) -> str:
     return "\n".join(parts)
 
 
-def _submit_stage(stage: Stage, to: Submission, numbers: Dict[str, str]) -> str:
+def _submit_stage(stage: Stage, to: Submission, wrapper: Path, numbers: Dict[str, str]) -> str:
     submitit = import_submitit()
-    executor = _executor(stage, to, numbers)
+    executor = _executor(stage, to, wrapper, numbers)
     # submitit reads its jobs' signal handlers from the class that is pickled, not from here.
     with _refusals_explained(stage, to.site, submitit), _scrubbed():
         with executor.batch():
@@ -110,7 +115,7 @@ def _submit_stage(stage: Stage, to: Submission, numbers: Dict[str, str]) -> str:
         return str(handles[0].job_id).partition("_")[0]
 
 
-def _executor(stage: Stage, to: Submission, numbers: Dict[str, str]) -> Any:
+def _executor(stage: Stage, to: Submission, wrapper: Path, numbers: Dict[str, str]) -> Any:
     submitit = import_submitit()
 
     class Executor(submitit.SlurmExecutor):  # type: ignore[name-defined]
@@ -121,7 +126,7 @@ def _executor(stage: Stage, to: Submission, numbers: Dict[str, str]) -> Any:
             return 2
 
     executor = Executor(to.pickles, python=job_command(
-        to.site, stage, to.code.resolve(), to.folder.absolute(), to.pickles))
+        to.site, stage, to.code.resolve(), wrapper.absolute(), to.pickles))
     executor.update_parameters(**submitit_parameters(
         to.site, stage, dependency(stage, numbers)))
     return executor

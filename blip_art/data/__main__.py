@@ -39,9 +39,8 @@ examples:
 PARSE = ("-m", "blip_art.score", "prepare")
 PARSE_HINT = """\
 next, for SPICE: parse the references once, ahead of scoring, on all cores or in an array of 16 jobs
-  python {command}
-  sbatch --array=0-15 --cpus-per-task=4 --wrap='python {command} \\
-    --shard $((SLURM_ARRAY_TASK_ID + 1))/16'"""
+  python {command} {references}
+  sbatch --array=0-15 slurm/prepare.sbatch {references}"""
 
 
 def main() -> int:
@@ -67,7 +66,7 @@ def _prepare(args: argparse.Namespace) -> int:
 def _parse_ahead(references: List[str], now: bool) -> int:
     """Parse references, or say how; scoring does what is left of it."""
     if not now:
-        print(PARSE_HINT.format(command=shlex.join([*PARSE, *references])))
+        print(PARSE_HINT.format(command=shlex.join(PARSE), references=shlex.join(references)))
         return 0
     done = subprocess.run([sys.executable, *PARSE, *references], check=False)
     return EXIT_FAILED if done.returncode == 1 else done.returncode

@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
@@ -271,18 +270,9 @@ def _fetch(arguments: Sequence[str]) -> int:
                              "else Maven Central")
     options = parser.parse_args(arguments)
     cache = corenlp.cache_folder()
-    jars = corenlp.fetch(cache, options.sources or corenlp.sources_from())
+    jars = corenlp.fill(cache, options.sources or corenlp.sources_from())
     print(f"CoreNLP {corenlp.VERSION} is in {jars[0].parent}")
-    _index_paraphrases(cache)
     return 0
-
-
-def _index_paraphrases(cache: Path) -> None:
-    """Make METEOR's index while the cache can be written to, where METEOR is installed."""
-    if find_spec("numpy") and find_spec("pycocoevalcap"):
-        from blip_art.score import java, paraphrases
-
-        paraphrases.indexed(paraphrases.table_of(java.class_paths([])["meteor"]), cache)
 
 
 COMMANDS: Dict[str, Callable[[Sequence[str]], int]] = {
@@ -292,7 +282,7 @@ COMMANDS: Dict[str, Callable[[Sequence[str]], int]] = {
 def _tell(json_file: Optional[str], found: Any, text: str) -> None:
     """Print the text, or the JSON in its place; or write the JSON beside, last: it may fail."""
     if json_file == "-":
-        print(json.dumps(found, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(found, allow_nan=False))
         return
     if text:
         print(text, flush=True)

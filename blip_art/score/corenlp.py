@@ -15,6 +15,7 @@ import sys
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Iterator, List, Mapping, Optional, Sequence
 
@@ -111,14 +112,27 @@ def fetch(cache: Path, sources: Sequence[str] = (), jars: Sequence[Jar] = JARS) 
         return [folder / jar.name for jar in jars]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / ".lock"):
+        with _locked(folder / ".lock") as alone:
             for jar in jars:
                 if not _whole(folder / jar.name, jar):
-                    _fetch_jar(jar, folder, list(sources) or _maven_central())
+                    _fetch_jar(jar, _part(folder, jar, alone), list(sources) or _maven_central())
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; free space or set "
                         "BLIP_ART_CACHE to another folder") from error
     return [folder / jar.name for jar in jars]
+
+
+def fill(cache: Path, sources: Sequence[str] = ()) -> List[Path]:
+    """All that scoring reads in `cache`: the jars, and METEOR's index where METEOR is installed.
+
+    Both while it can be written to; see `fetch` for sources and errors.
+    """
+    jars = fetch(cache, sources)
+    if find_spec("numpy") and find_spec("pycocoevalcap"):
+        from blip_art.score import java, paraphrases
+
+        paraphrases.indexed(paraphrases.table_of(java.class_paths([])["meteor"]), cache)
+    return jars
 
 
 def sources_from(environ: Mapping[str, str] = os.environ) -> List[str]:
@@ -140,15 +154,26 @@ def _sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Wait until this process alone holds the lock.
-
-    A file system without locks lets all through: then each writes the same bytes.
-    """
+def _locked(path: Path) -> Iterator[bool]:
+    """Wait until this process alone holds the lock; False where the file system has none."""
     with open(path, "a") as lock:
-        with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"another process is fetching into {path.parent}; waiting for it",
+                      file=sys.stderr)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def _part(folder: Path, jar: Jar, alone: bool) -> Path:
+    """Where a jar is put together; without locks each process has a place of its own."""
+    own = "" if alone else f".{os.uname().nodename}-{os.getpid()}"
+    return folder / f".{jar.name}{own}.part"
 
 
 def _maven_central() -> List[str]:
@@ -160,14 +185,17 @@ def _maven_central() -> List[str]:
     return list(MavenContext().remote_repos.values())
 
 
-def _fetch_jar(jar: Jar, folder: Path, sources: Sequence[str]) -> None:
-    part = folder / f".{jar.name}.part"
+def _fetch_jar(jar: Jar, part: Path, sources: Sequence[str]) -> None:
     problems = []
     for source in sources:
         for place in (f"{source}/{jar.maven_path}", f"{source}/{jar.name}"):
+            begun = part.exists()
             problem = _copy(place, part, jar)
+            if problem and begun and not part.exists():
+                # Another place may have begun it, with something else.
+                problem = _copy(place, part, jar)
             if problem is None:
-                os.replace(part, folder / jar.name)
+                os.replace(part, part.with_name(jar.name))
                 return
             problems.append(f"{place}: {problem}")
     raise UserError(f"cannot fetch {jar.name} ({'; '.join(problems)}); check the network, or name "

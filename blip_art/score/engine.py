@@ -28,6 +28,8 @@ PARSE_LIMIT_A_COST = 20.0
 # itself takes 20 s, and what has ten times the pairs would take an hour.
 SECONDS_A_MATCH_SQUARED = 2e-9
 MOST_MATCHES, FEW_MATCHES = 2_000_000, 10_000
+# Calls in which a text may fail, each time in two workers, and texts that may fail in one call.
+TRIES = 2
 LimitOf = Callable[[Any], float]
 JAVA_PARSER = f"corenlp-{corenlp.VERSION} englishPCFG, spice-1.0"
 
@@ -59,6 +61,8 @@ class Engine:
         self._answers = Answers(self.parses_file, self._setup.version)
         self._tokens: Dict[str, str] = {}
         self._parses: Dict[str, Propositions] = {}
+        # A follower would try a hopeless text again in every epoch.
+        self._failures: Counter[str] = Counter()
         self.parsed = 0
         """Texts that no cache knew and the parser did."""
         # The other metrics work without CoreNLP.
@@ -119,8 +123,25 @@ class Engine:
             MetricFailed: a text could not be parsed; all others are remembered.
         """
         new = self.unparsed(texts)
-        if new:
-            self._parser(new, self._remember)
+        todo = [text for text in new if self._failures[text] < TRIES]
+        problems: List[MetricFailed] = []
+        while todo and len(problems) < TRIES:
+            try:
+                self._parser(todo, self._remember)
+                break
+            except MetricFailed as error:
+                problems.append(error)
+                self._failures.update(error.items)
+                # What failed with it was perhaps not tried.
+                left = [text for text in todo if text not in self._parses]
+                todo = [text for text in left if text not in error.items]
+                if len(todo) == len(left):
+                    break
+        if problems:
+            raise problems[0]
+        hopeless = [text for text in new if text not in self._parses]
+        if hopeless:
+            raise MetricFailed(f"it failed {TRIES} times before, at '{hopeless[0][:77]}'", hopeless)
         return {text: self._parses[text] for text in texts}
 
     def unparsed(self, texts: Sequence[str]) -> List[str]:

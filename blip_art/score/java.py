@@ -43,6 +43,8 @@ class JavaSetup:
     """Largest heap of a second try, when a caption did not fit."""
     threads: int
     """Captions parsed at once."""
+    careful: bool = False
+    """Tell each value at once, so that it is known what a worker died at."""
 
     def options(self) -> List[str]:
         """Arguments of the JVM."""
@@ -72,7 +74,7 @@ class JavaSetup:
 
     def for_second_try(self) -> JavaSetup:
         """One caption at a time, with all the memory there is."""
-        return replace(self, heap_mb=self.spare_heap_mb, threads=1)
+        return replace(self, heap_mb=self.spare_heap_mb, threads=1, careful=True)
 
 
 def java_setup(java: str = "", heap_mb: int = 0, threads: int = 0,

@@ -85,6 +85,8 @@ def in_threads(work: Callable[[Any], Any], items: Sequence[Any], threads: int,
                at_once: int = 1) -> Results:
     """(index, work(item)) as they are done, started in order; a Java error becomes an ItemError.
 
+    One thread does one item after the other: what it dies at is the first that was not told.
+
     Args:
         at_once: items that a thread takes at a time; more where each is short.
     """
@@ -97,6 +99,10 @@ def in_threads(work: Callable[[Any], Any], items: Sequence[Any], threads: int,
     def some(first: int) -> List[Tuple[int, Any]]:
         return [(first + n, attempt(item)) for n, item in enumerate(items[first:first + at_once])]
 
+    if threads == 1:
+        for index, item in enumerate(items):
+            yield index, attempt(item)
+        return
     # Only a few are in flight, so that a long list does not become a long list of futures.
     with ThreadPoolExecutor(threads) as pool:
         running = set()

@@ -33,7 +33,8 @@ def taken(path: Path, flock: Flock = fcntl.flock) -> Iterator[bool]:
     """Try to take the lock; yields whether it is ours. The system ends it with the process.
 
     Where the file system has no such locks, a file with host and process id stands for it: it is
-    void when that process is gone (same host), or nobody has touched it for three minutes.
+    void when that process is gone (same host), or when nobody has touched it for three minutes:
+    another process may have got the number of one that is gone.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -72,8 +73,7 @@ def owner(path: Path) -> str:
 @contextlib.contextmanager
 def _owner_file(path: Path) -> Iterator[bool]:
     if _is_void(path):
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        _clear_away(path)
     try:
         with open(path, "x", encoding="utf-8") as file:
             _write_owner(file)
@@ -92,13 +92,24 @@ def _owner_file(path: Path) -> Iterator[bool]:
             path.unlink()
 
 
+def _clear_away(path: Path) -> None:
+    """Remove a void file; one that another process has put there meanwhile is put back."""
+    aside = path.with_name(f"{path.name}.{os.uname().nodename}-{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(aside)
+        if not _is_void(aside):
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
+        aside.unlink()
+
+
 def _is_void(path: Path) -> bool:
     """Whether the process that wrote the file is gone, for all that can be known."""
     try:
         age_s = time.time() - path.stat().st_mtime
         said: Dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if said["host"] == os.uname().nodename:
-            return not Path(f"/proc/{int(said['pid'])}").exists()
+        if said["host"] == os.uname().nodename and not Path(f"/proc/{int(said['pid'])}").exists():
+            return True
     except FileNotFoundError:
         return False
     except (ValueError, KeyError, TypeError):

@@ -8,9 +8,11 @@ with a word, or two words in a row, that no text has can be left out: the scores
 
 from __future__ import annotations
 
+import functools
 import gzip
 import itertools
 import sys
+import zlib
 from array import array
 from collections import defaultdict
 from pathlib import Path
@@ -22,14 +24,16 @@ from blip_art.errors import UserError
 from blip_art.files import written_aside
 
 # To be raised where the arrays mean something else; a test holds them against it.
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = f"meteor-1.5-paraphrases-{FORMAT}.npy"
 ROWS_AT_ONCE = 200_000
 # No word of the table; it also parts the texts, and stands behind each phrase.
 OTHER = 65_535
 PAIRS, PAIRS_A_SHELF = 1 << 24, 4
 SHELVES = PAIRS // PAIRS_A_SHELF
-ARRAYS = 5
+ARRAYS = 6
+# The last array is a checksum of all before it: one number behind a header of numpy's.
+CHECK_BYTES = 128 + 4
 
 
 def table_of(class_path: Sequence[str]) -> Path:
@@ -40,13 +44,15 @@ def table_of(class_path: Sequence[str]) -> Path:
 def indexed(table: Path, folder: Path) -> Optional[Path]:
     """The index of METEOR's table, made once; None where the folder cannot be written to."""
     path = folder / FILE_NAME
-    if is_whole(path):
+    if _is_sound(path):
         return path
     print(f"indexing METEOR's paraphrases, once, into {path}", file=sys.stderr)
     try:
         with written_aside(path) as aside, open(aside, "wb") as file:
             for values in _shelved(*_read(table)):
                 np.save(file, values)
+            file.flush()
+            np.save(file, np.array([zlib.crc32(aside.read_bytes())], np.uint32))
     except UserError as error:
         print(f"METEOR reads all of its paraphrases each time: {error}", file=sys.stderr)
         return None
@@ -88,7 +94,8 @@ class Paraphrases:
     """The whole table, of which only the pages that are asked for are read."""
 
     def __init__(self, path: Path) -> None:
-        self._shelves, self._starts, self._words, self._first_lengths, vocabulary = _mapped(path)
+        (self._shelves, self._starts, self._words, self._first_lengths, vocabulary,
+         _) = _mapped(path)
         self._vocabulary = vocabulary.tobytes().split(b"\n")
         self._numbers = {word: number for number, word in enumerate(self._vocabulary)}
 
@@ -152,6 +159,21 @@ def is_whole(path: Path) -> bool:
         return len(_mapped(path)) == ARRAYS
     except (OSError, ValueError):
         return False
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether it holds what was written; read once a process, a tenth of a second."""
+    try:
+        state = path.stat()
+    except OSError:
+        return False
+    return is_whole(path) and _has_its_checksum(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _has_its_checksum(path: Path, size: int, mtime_ns: int) -> bool:
+    content = np.memmap(path, np.uint8, "r")[:-CHECK_BYTES]
+    return zlib.crc32(memoryview(content)) == int(_mapped(path)[-1][0])
 
 
 def _mapped(path: Path) -> List[Any]:

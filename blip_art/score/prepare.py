@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 EPILOG = """examples:
   python -m blip_art.score prepare val.json                    all references, on all cores
   python -m blip_art.score prepare train.json val.json --parses data/parses.sqlite
-  python -m blip_art.score prepare train.json --shard $((SLURM_ARRAY_TASK_ID + 1))/16
-  python -m blip_art.score merge data/parses.sqlite            after an array without file locks
+  python -m blip_art.score prepare train.json --shard 3/16     a part of it, on this machine
+  sbatch --array=0-15 slurm/prepare.sbatch train.json          all of it, in 16 jobs
+  python -m blip_art.score merge data/parses.sqlite            after jobs without file locks
 
 What is parsed is kept at once: a job that was ended goes on where it stopped. The jobs of an array
 may write to the same file; where the file system has no locks each writes a part beside it, and

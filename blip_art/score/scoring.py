@@ -11,16 +11,21 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Dict, List, Mapping, Sequence
 
+from blip_art import __version__
 from blip_art.config import METRIC_NAMES
 from blip_art.errors import UserError
 from blip_art.score import corenlp
 from blip_art.score.coco import LINE_BREAKS, LONE_SURROGATES, Pairs, paired
 from blip_art.score.engine import Engine
 from blip_art.score.metrics import METRICS, Outcome, Texts, category_scores
+from blip_art.score.parses import word_count
 from blip_art.score.workers import MetricFailed
 
 ODD = {"line_breaks": LINE_BREAKS, "half_characters": LONE_SURROGATES,
-       "tabs": re.compile("\t"), "beyond_bmp": re.compile("[\U00010000-\U0010ffff]")}
+       "tabs": re.compile("\t"), "beyond_bmp": re.compile("[\U00010000-\U0010ffff]"),
+       "emoji": re.compile("[\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff]")}
+# Words of a text whose parse takes half a minute of a core, as SPICE's cost is the cube.
+LONG_WORDS = 100
 
 
 @dataclass
@@ -46,7 +51,8 @@ class Scores:
     """Metrics that could not be computed, and why."""
     cleaned: Dict[str, int] = field(default_factory=dict)
     """Captions and references with line_breaks, tabs, half_characters (all read as a space or
-    U+FFFD), with characters beyond_bmp such as emoji, and those of no_words after tokenizing."""
+    U+FFFD), with emoji or other characters beyond_bmp, and those that are long (100 words and
+    more) or of no_words after tokenizing."""
     parsed: Dict[str, int] = field(default_factory=dict)
     """SPICE only: distinct texts, and how many of them were new to the parser."""
 
@@ -112,6 +118,7 @@ def _cleaned(given: Pairs, tokenized: Pairs) -> Dict[str, int]:
     found = {name: sum(1 for text in texts if pattern.search(text))
              for name, pattern in ODD.items()}
     found["no_words"] = sum(1 for text in _all(tokenized) if not text)
+    found["long"] = sum(1 for text in _all(tokenized) if word_count(text) >= LONG_WORDS)
     return {name: count for name, count in found.items() if count}
 
 
@@ -141,5 +148,6 @@ def _add(scores: Scores, name: str, texts: Texts, engine: Engine) -> None:
 
 
 def _versions(engine: Engine) -> Dict[str, str]:
-    return {"pycocoevalcap": version("pycocoevalcap"), "java": engine.java_version,
+    return {"blip_art": __version__, "pycocoevalcap": version("pycocoevalcap"),
+            "java": engine.java_version,
             "corenlp": corenlp.VERSION, "jpype1": version("jpype1")}

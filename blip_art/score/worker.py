@@ -34,7 +34,7 @@ def main() -> None:
 
     java = java_side.start(setup["libjvm"], setup["options"], setup["class_paths"])
     operation = java_side.service(java, setup["threads"])
-    outbox = Outbox(answers)
+    outbox = Outbox(answers, 0.0 if setup["careful"] else FLUSH_S)
     outbox.send({"java": setup["version"]})
     while True:
         request = requests.get()
@@ -75,8 +75,8 @@ def _read_requests(requests: queue.SimpleQueue[Dict[str, Any]]) -> None:
 class Outbox:
     """Answers, gathered for a moment: one line for each of 100,000 tokenized texts is slow."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, flush_s: float) -> None:
+        self._file, self._flush_s = file, flush_s
         self._values: List[Any] = []
         self._errors: List[Any] = []
         self._flushed = time.monotonic()
@@ -88,7 +88,7 @@ class Outbox:
             self._errors.append((index, value.why))
         else:
             self._values.append((index, value))
-        if time.monotonic() - self._flushed > FLUSH_S:
+        if time.monotonic() - self._flushed >= self._flush_s:
             self.flush()
 
     def flush(self) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
+import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from blip_art.score.java import JavaSetup
@@ -23,6 +25,9 @@ START_LIMIT_S = 120.0
 PATIENCE_S = 120.0
 # Beyond it a limit is none, and Python's clocks overflow; a parse of 30,000 words asks for more.
 LONGEST_LIMIT_S = 30 * 86_400.0
+# A worker that wanted to run and got less of a core than this was not hung, but kept waiting.
+STARVED_SHARE = 0.2
+LOOKS, LOOK_S = 10, 0.02
 LOG_LINES = 40
 # Slurm and Ctrl-C signal every process of a job; the parent decides what they mean.
 JOB_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -33,6 +38,11 @@ OnValues = Callable[[List[Tuple[Any, Any]]], None]
 
 class MetricFailed(Exception):
     """A metric could not be computed: why, in one line. The others are still to be."""
+
+    def __init__(self, why: str, items: Sequence[Any] = ()) -> None:
+        super().__init__(why)
+        self.items = list(items)
+        """What could not be done twice; other items may have been left because of it."""
 
 
 class WorkerLost(Exception):
@@ -55,6 +65,10 @@ class Limits:
         """Count from now: Java's start has a limit of its own."""
         self._end = time.monotonic() + self.total_s
 
+    def grant(self, seconds: float) -> None:
+        """These were not the worker's to use."""
+        self._end += seconds
+
     def finished(self, index: int) -> None:
         self._seconds.pop(index)
 
@@ -67,6 +81,27 @@ class Limits:
 
     def left_s(self) -> float:
         return self._end - time.monotonic()
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process so far; 0 if it is gone."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+def is_eager(pid: int) -> bool:
+    """Whether one of its threads wants to run, in most of some looks; one that hangs sleeps."""
+    eager = 0
+    for _ in range(LOOKS):
+        time.sleep(LOOK_S)
+        for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+            with contextlib.suppress(OSError):
+                if path.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "R":
+                    eager += 1
+                    break
+    return eager > LOOKS // 2
 
 
 @contextlib.contextmanager
@@ -86,7 +121,8 @@ class Worker:
                  environ: Mapping[str, str]) -> None:
         message = json.dumps({
             "libjvm": setup.libjvm, "version": setup.version, "options": setup.options(),
-            "class_paths": dict(class_paths), "threads": setup.threads})
+            "class_paths": dict(class_paths), "threads": setup.threads,
+            "careful": setup.careful})
         # A session of its own: Ctrl-C at the terminal is the parent's, which then ends the worker.
         with _held_back():
             self._process = subprocess.Popen(
@@ -150,12 +186,19 @@ class Worker:
 
     def _answer(self, limits: Limits) -> Dict[str, Any]:
         extra_s = 0.0 if self._started else START_LIMIT_S
-        silence_s, left_s = limits.silence_s() + extra_s, limits.left_s() + extra_s
-        try:
-            answer = self._answers.get(timeout=max(0.0, min(silence_s, left_s)))
-        except queue.Empty:
-            raise WorkerLost(f"nothing for {silence_s:.0f} s" if silence_s <= left_s else
-                             f"not ready after {limits.total_s + extra_s:.0f} s") from None
+        while True:
+            silence_s, left_s = limits.silence_s() + extra_s, limits.left_s() + extra_s
+            wait_s, used_s = max(0.0, min(silence_s, left_s)), cpu_seconds(self.pid)
+            try:
+                answer = self._answers.get(timeout=wait_s)
+                break
+            except queue.Empty:
+                if cpu_seconds(self.pid) - used_s < STARVED_SHARE * wait_s and is_eager(self.pid):
+                    # Beside a training that takes all cores, say: slow, but not hung.
+                    limits.grant(wait_s)
+                    continue
+                raise WorkerLost(f"nothing for {silence_s:.0f} s" if silence_s <= left_s else
+                                 f"not ready after {limits.total_s + extra_s:.0f} s") from None
         if answer is None:
             raise WorkerLost(self._last_words())
         if not self._started:
@@ -233,7 +276,7 @@ class Workers:
             lost = self._try(task, self._setup if first else self._setup.for_second_try())
             if not task.left():
                 return [task.values[index] for index in range(len(items))]
-        raise MetricFailed(task.failure(lost))
+        raise MetricFailed(task.failure(lost), [items[index] for index in task.culprits(lost)])
 
     def _try(self, task: _Task, setup: JavaSetup) -> str:
         """One worker's go at what is left; returns how it was lost, '' if it was not."""
@@ -275,11 +318,16 @@ class _Task:
 
     def failure(self, lost: str) -> str:
         """Why, the first item it happened to, and to how many."""
-        left = self.left()
-        # A lost worker did one item after the other: the first that is open is the one it died at.
-        at = next((index for index in left if not (lost and index in self.errors)), left[0])
+        left, at = self.left(), self.culprits(lost)[0]
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         return f"{lost or self.errors[at]}, at {_shown(self.items[at])}{more}"
+
+    def culprits(self, lost: str) -> List[int]:
+        """The items that failed; a careful worker was lost at the first that is open."""
+        left = self.left()
+        if not lost:
+            return left
+        return [next((index for index in left if index not in self.errors), left[0])]
 
 
 def _shown(item: Any) -> str:

@@ -113,6 +113,10 @@ def test_an_overlay_that_is_written_to_is_refused_by_name(
     again = cluster.launch("overlay", "build", "-o", copy, "--force")
     assert again.returncode == 2
     assert f"in use by process {writer.pid}" in again.stderr
+    site = cluster.write_site("written", overlay=str(copy))
+    train = cluster.launch("train", "configs/demo.yaml", "--cluster", "slurm", "--site", site)
+    assert (train.returncode, train.stderr.count("\n")) == (2, 1)
+    assert f"in use by process {writer.pid}" in train.stderr
 
 
 def test_a_lock_that_a_killed_container_left_is_explained(

@@ -177,26 +177,44 @@ def one_element_of_the_array_goes_on_alone(runs: Runs, stopped: RunDir, other: R
     assert (runs.starts(stopped), runs.starts(other)) == (2, 1)
 
 
-def test_sbatch_by_hand_uses_the_same_run_folder(runs: Runs) -> None:
+def by_hand(runs: Runs, *words: str | Path) -> None:
+    """sbatch in the checkout, with what this cluster's nodes have in the place of four V100s."""
     cluster = runs.cluster
+    done = cluster.run(["sbatch", "--cpus-per-task=2", "--mem=8G", "--time=10", *words],
+                       cluster.checkout,
+                       {"SIF": str(cluster.image), "OVERLAY": str(cluster.overlay)})
+    assert done.returncode == 0, done.stderr
+
+
+def test_sbatch_by_hand_uses_the_same_run_folder(runs: Runs) -> None:
     config = runs.folder / "by_hand.yaml"
     config.write_text((runs.folder / "mini/config.yaml").read_text().replace("mini\n", "by_hand\n",
                                                                              1))
     runs.own(config)
-    done = cluster.run(
-        ["sbatch", "--cpus-per-task=4", "--mem=16G", "--time=10", "--gres=gpu:v100:2",
-         "slurm/train.sbatch", config, "train.epochs=1"], cluster.checkout,
-        {"SIF": str(cluster.image), "OVERLAY": str(cluster.overlay)})
-    assert done.returncode == 0, done.stderr
-    run = RunDir(cluster.checkout / "runs" / "by_hand")
+    by_hand(runs, "--gres=gpu:v100:2", "slurm/train.sbatch", config, "train.epochs=1")
+    run = RunDir(runs.cluster.checkout / "runs" / "by_hand")
     runs.wait(run)
     runs.wait_until_gone(run)
     assert read_json(run.manifest)["ranks"] == 2
-    done = cluster.run(["sbatch", "--wait", "--cpus-per-task=2", "--mem=8G", "--time=10",
-                        "--partition=cpu", "slurm/score.sbatch", "runs/by_hand"], cluster.checkout,
-                       {"SIF": str(cluster.image), "OVERLAY": str(cluster.overlay)})
-    assert done.returncode == 0, runs.said(run)
-    assert run.scores("val", 0).exists()
+    references = runs.folder / "mini" / "val.json"
+    by_hand(runs, "--wait", "--partition=cpu", "--array=0-1", "slurm/prepare.sbatch", references)
+    by_hand(runs, "--wait", "--partition=cpu", "slurm/score.sbatch", "runs/by_hand")
+    scores = read_json(run.scores("val", 0))
+    known = {row["caption"] for row in read_json(references)}
+    # What was parsed ahead is found: both keep it where the other looks.
+    assert scores["parsed"]["new"] <= scores["parsed"]["texts"] - len(known)
+
+
+def test_a_sweep_by_hand_is_an_array_of_one_run_each(runs: Runs) -> None:
+    sweep = runs.folder / "hands.yaml"
+    sweep.write_text(f"config: {runs.folder}/mini/config.yaml\nseeds: [1, 2]\n"
+                     "set: {train.epochs: 1, train.batch_size: 2}\n")
+    by_hand(runs, "--wait", "--array=0-1%2", "--gres=gpu:v100:2", "slurm/sweep.sbatch", sweep)
+    first, second = (RunDir(runs.cluster.checkout / f"runs/hands/seed={seed}") for seed in (1, 2))
+    assert [state_of(run) for run in (first, second)] == ["finished"] * 2
+    assert runs.job(first).endswith("_0")
+    assert runs.job(second).endswith("_1")
+    assert last_weights(first) != last_weights(second)
 
 
 @pytest.mark.parametrize(("site", "message"), [

@@ -172,8 +172,8 @@ def _is_sound(path: Path) -> bool:
 
 @functools.lru_cache(maxsize=4)
 def _has_its_checksum(path: Path, size: int, mtime_ns: int) -> bool:
-    content = np.memmap(path, np.uint8, "r")[:-CHECK_BYTES]
-    return zlib.crc32(memoryview(content)) == int(_mapped(path)[-1][0])
+    content: Any = np.memmap(path, np.uint8, "r")[:-CHECK_BYTES]
+    return zlib.crc32(content) == int(_mapped(path)[-1][0])
 
 
 def _mapped(path: Path) -> List[Any]:

@@ -72,6 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     sweep = _command(commands, "sweep", run_sweep, "many runs of one configuration")
     sweep.add_argument("sweep", metavar="FILE", help="for example configs/sweeps/lr.yaml")
+    sweep.add_argument("--only", metavar="RUN", nargs="+",
+                       help="of the missing and failed runs only these")
     _processes(sweep)
 
     for name, function, text in (
@@ -136,7 +138,7 @@ def run_predict(args: argparse.Namespace) -> int:
 
 def run_sweep(args: argparse.Namespace) -> int:
     """An array on the cluster; here one run after the other."""
-    from blip_art.cluster.sweep import finished, load_sweep
+    from blip_art.cluster.sweep import finished, is_asked, load_sweep
 
     if args.cluster == "slurm":
         return _on_slurm().sweep(args, REPO)
@@ -144,7 +146,7 @@ def run_sweep(args: argparse.Namespace) -> int:
     members = sweep.members()
     for number, member in enumerate(members, 1):
         print(f"{number}/{len(members)}: {member.run.path}", file=sys.stderr)
-        if finished(member.run) and not args.dry_run:
+        if finished(member.run) and not args.dry_run or not is_asked(member, args.only):
             continue
         words = ["train", sweep.config, *member.overrides, "--run", str(member.run.path),
                  "--cluster", args.cluster, *(["--dry-run"] if args.dry_run else []),

@@ -161,6 +161,14 @@ class RunDir:
         """The Slurm jobs that were submitted for the run."""
         return self.slurm / "jobs.json"
 
+    def job_ended(self, job_id: str) -> Path:
+        """Written by a job's batch script when the job has ended for good: its exit code."""
+        return self.slurm / f"ended_{job_id}"
+
+    def job_waits(self, job_id: str) -> Path:
+        """There while a job that was stopped waits to start again."""
+        return self.slurm / f"again_{job_id}"
+
     @property
     def frozen_config(self) -> Path:
         """The configuration as it was submitted: a queued job must not see a later edit."""

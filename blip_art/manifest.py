@@ -77,6 +77,10 @@ def code_identity(root: Path = CODE_ROOT) -> Dict[str, str]:
         identity: Dict[str, str] = read_json(record)["code"]
         return identity
     commit = git(root, "rev-parse", "HEAD")
+    if commit is None:
+        # slurm/step.sh says what its container cannot find out: commit and hash of the changes.
+        told, _, changes = os.environ.get("BLIP_ART_COMMIT", "").partition(" ")
+        return {"commit": told, "diff_sha256": changes}
     diff = git(root, "diff", "HEAD", "--", ".") if commit else None
     return {"commit": commit.decode().strip() if commit else "",
             "diff_sha256": hashlib.sha256(diff).hexdigest() if diff else ""}

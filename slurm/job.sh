@@ -4,7 +4,9 @@
 # Runs COMMAND (srun …). The signal that Slurm sends this shell before the time limit
 # (--signal=B:USR2@120) becomes the file FOLDER/stop_JOBID, which the job looks for: sent to the
 # step, it would also end the processes that serve the image's files. A job that was stopped before
-# its end leaves FOLDER/requeue_JOBID and is queued again here, at most MAX times.
+# its end leaves FOLDER/requeue_JOBID and is queued again here, at most MAX times. Whoever follows
+# the job finds FOLDER/ended_JOBID with its exit code, or FOLDER/again_JOBID while it waits to start
+# again; elements of arrays, which nobody follows, leave none.
 set -euo pipefail
 folder=${1:?folder of the requests} max=${2:?most restarts}
 : "${3:?command to run}" "${SLURM_JOB_ID:?run by a batch script of Slurm}"
@@ -20,7 +22,8 @@ told="" interrupted=""
 note() { told=$1 interrupted=yes; echo "$1" >"$stop"; }
 trap 'note SIGUSR2' USR1 USR2
 trap 'note SIGTERM' TERM
-rm -f "$stop" "$request"
+note_end() { [[ ${SLURM_ARRAY_JOB_ID:-} ]] || echo "$1" >"$folder/$2_$job" || true; }
+rm -f "$stop" "$request" "$folder/ended_$job" "$folder/again_$job"
 "$@" &
 step=$!
 while :; do
@@ -37,12 +40,13 @@ elif ((code == 140 || code == 143)); then
     reason="$([[ $code == 140 ]] && echo SIGUSR2 || echo SIGTERM) before it could listen"
 fi
 rm -f "$stop" "$request"
-[[ ${reason:-} ]] || exit "$code"
+[[ ${reason:-} ]] || { note_end "$code" ended; exit "$code"; }
 echo "job $job was stopped: $reason"
 ((code)) || code=130
 if ((restarts >= max)); then
     echo "job $job was queued again $restarts times, which is the site's limit (max_requeues);" \
         "'launch.py resume' goes on by hand"
+    note_end "$code" ended
     exit "$code"
 fi
 # At a time limit many jobs end in the same minute, and the controller may be slow to answer.
@@ -50,8 +54,10 @@ for ((attempt = 1; attempt <= 18; attempt++)); do
     if state=$(squeue --noheader --jobs="$job" --format=%T); then
         if [[ $state != RUNNING ]]; then  # somebody has cancelled it
             echo "job $job is ${state:-gone}: not queued again"
+            note_end "$code" ended
             exit "$code"
         fi
+        note_end "$code" again  # before: Slurm may end this script at once
         if scontrol requeue "$job"; then
             echo "job $job is queued again (restart $((restarts + 1)) of at most $max)"
             trap - TERM
@@ -62,4 +68,6 @@ for ((attempt = 1; attempt <= 18; attempt++)); do
     sleep "${BLIP_ART_RETRY_S:-5}"
 done
 echo "job $job could not be queued again, Slurm does not answer; 'launch.py resume' goes on by hand"
+rm -f "$folder/again_$job"
+note_end "$code" ended
 exit "$code"

@@ -4,6 +4,12 @@
 # Environment: see settings.sh; MAX_REQUEUES (default 20).
 set -euo pipefail
 source slurm/settings.sh
+# The image has no git: which code this is must be said here.
+if BLIP_ART_COMMIT=$(git rev-parse HEAD 2>/dev/null); then
+    git diff --quiet HEAD -- . ||
+        BLIP_ART_COMMIT+=" $(git diff HEAD -- . | sha256sum | cut -c1-64)"
+    export BLIP_ART_COMMIT
+fi
 
 run=$(singularity/run.sh "${python:?}" -m blip_art.cluster.step prepare "$@")
 # What is copied now is what runs, also after the job was queued again and the checkout was edited.

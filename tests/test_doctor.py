@@ -62,6 +62,20 @@ def partitions(**changes: object) -> list[Check]:
     return lines(checks_slurm.partitions, site, slurm(sinfo=NODES))
 
 
+@pytest.mark.usefixtures("commands")
+def test_a_container_whose_own_helper_hears_signals_is_told(tmp_path: Path) -> None:
+    container = tmp_path / "apptainer"
+    container.write_text(f"#!/bin/sh\necho LIBEXECDIR={tmp_path}/libexec\n")
+    container.chmod(0o755)
+    site, said = Site(container=str(container)), slurm(sbatch="slurm 22.05.8")
+    assert [check.verdict for check in lines(checks_slurm.commands, site, said)] == ["ok", "ok"]
+    helper = tmp_path / "libexec" / "apptainer" / "bin" / "squashfuse_ll"
+    helper.parent.mkdir(parents=True)
+    helper.touch()
+    found = lines(checks_slurm.commands, site, said)[-1]
+    assert (found.verdict, str(helper) in found.what) == ("warn", True)
+
+
 def test_a_partition_that_fits_is_well() -> None:
     assert partitions() == [ok("partition gpu: 3 of 4 nodes in service"),
                             ok("nodes have gpu:v100:4, 32 CPUs and the memory for it")]

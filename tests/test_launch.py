@@ -57,6 +57,13 @@ def test_plan_matches_golden(tmp_path: Path) -> None:
     assert dry_run_text(jobs) == (GOLDEN / "dry_run.txt").read_text(encoding="utf-8")
 
 
+def test_the_demo_is_for_one_machine(tmp_path: Path, repo: Path) -> None:
+    done = launch("demo", "--cluster", "slurm", cwd=tmp_path, repo=repo)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "the demo runs on one machine" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_cpu_plan_hides_gpus_and_debug_plan_has_no_log() -> None:
     place = Place(python="python", cwd="/", code="/code", processes=2, attached=True)
     job = train_job(place, "a.yaml", RunDir("runs/a"))

@@ -176,6 +176,24 @@ def test_patience_with_a_silent_training_has_an_end(run: RunDir, state: str, cod
     assert f"training is {state} and has written nothing for 2 minutes" in end.why
 
 
+def test_the_end_of_its_job_is_trainings_end_and_its_wait_in_the_queue_is_not(run: RunDir) -> None:
+    seconds = [0.0]
+    write_json(run.state, {"state": "stopped"})
+    write_json(run.jobs, [{"stage": "train", "job_id": "7"}, {"stage": "follow", "job_id": "8"}])
+    ending = until_state_ends(run, patience_min=2, now=lambda: seconds[0])
+    write_text(run.job_waits("7"), "130")
+    assert ending() is None
+    seconds[0] = 47 * 120.0
+    assert ending() is None
+    run.job_waits("7").unlink()
+    write_text(run.job_ended("7"), "130")
+    assert ending() == End("training's job 7 has ended and left it stopped")
+    run.state.unlink()
+    end = ending()
+    assert end
+    assert end.code == 1
+
+
 def test_a_state_that_cannot_be_read_for_a_moment_is_no_end(run: RunDir) -> None:
     ending = until_state_ends(run)
     run.state.unlink()

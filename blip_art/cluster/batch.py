@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from blip_art.cluster.inputs import bindable
 from blip_art.cluster.jobs import Job
 from blip_art.cluster.plan import (
     Place,
@@ -106,13 +107,13 @@ def wrapper_text(site: Site, code: Path, binds: Sequence[str] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
-def needed_binds(cwd: Path, runs: Sequence[RunDir], site: Site) -> List[str]:
+def needed_binds(cwd: Path, runs: Sequence[RunDir], site: Site,
+                 read: Sequence[Path] = ()) -> List[str]:
     """Folders that jobs use and the working directory does not hold."""
-    folders = {run.path.resolve().parent for run in runs}
+    folders = [*(run.path.resolve().parent for run in runs), *read]
     if site.parses:
-        folders.add(Path(site.parses).parent)
-    outside = (folder for folder in folders if cwd != folder and cwd not in folder.parents)
-    return [str(folder) for folder in sorted(outside)]
+        folders.append(Path(site.parses).parent)
+    return bindable(folders, cwd)
 
 
 def submitit_parameters(site: Site, stage: Stage, dependency: str = "") -> Dict[str, Any]:

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
 
 from blip_art.cluster.record import Submitted, read_jobs
 from blip_art.cluster.slurm import QueueRow, Slurm
@@ -49,39 +49,68 @@ def cancel(runs: Sequence[RunDir], slurm: Slurm) -> List[str]:
     return lines
 
 
+class Again(NamedTuple):
+    """What is submitted again: launch.py's arguments, where it was called, with which profile."""
+
+    cwd: str
+    command: Tuple[str, ...]
+    site: str = ""
+
+
 def resume(runs: Sequence[RunDir], slurm: Slurm, launch: Sequence[str] = ()) -> int:
     """Submit again what was submitted for each run, unless it is still at work or finished.
 
     Args:
         launch: how launch.py is called; () is as this process was.
     """
-    from blip_art.cluster.submit import resubmit
-
     launch = launch or (sys.executable, os.path.abspath(sys.argv[0]))
     live = living_jobs(runs, slurm)
-    commands: Dict[Tuple[str, Tuple[str, ...]], None] = {}
+    again: Dict[Again, List[str]] = {}  # runs of one sweep share a command
     for run in runs:
-        why_not = _why_not(run, [one for one in live if one[0] is run])
-        if why_not:
-            print(f"{run.path}: {why_not}")
-            continue
-        start = os.getcwd()
-        command = tuple(resubmit(run))  # leaves us where it was called
-        commands[os.getcwd(), command] = None  # runs of one sweep share a command
-        os.chdir(start)
-    codes = [subprocess.call([*launch, *command], cwd=cwd) for cwd, command in commands]
+        what = what_again(run, [one for one in live if one[0] is run])
+        if isinstance(what, str):
+            print(f"{run.path}: {what}")
+        else:
+            again.setdefault(what, []).append(str(run.path.resolve()))
+    codes = []
+    for what, paths in again.items():
+        words = [*launch, *what.command]
+        if what.site and not any(word.startswith("--site") for word in what.command):
+            words += ["--site", what.site]
+        if what.command[0] == "sweep":  # of which other runs may have been ended on purpose
+            words += ["--only", *paths]
+        codes.append(subprocess.call(words, cwd=what.cwd))
     return EXIT_FAILED if any(codes) else 0
 
 
-def _why_not(run: RunDir, live: Sequence[Live]) -> str:
-    """Why a run needs no new start, or ''."""
-    working = [(job, row) for _, job, row in live if job.stage in ("train", "predict")]
-    if working:
-        job, row = working[0]
-        return f"{job.stage} job {job.job_id} is {row.state.lower()}, nothing to do"
+def what_again(run: RunDir, live: Sequence[Live]) -> Union[Again, str]:
+    """What a run needs submitted again, or why nothing.
+
+    Raises:
+        UserError: nothing was submitted for the run.
+    """
+    for _, job, row in live:
+        if job.stage in ("train", "predict"):
+            return f"{job.stage} job {job.job_id} is {row.state.lower()}, nothing to do"
+    jobs = [job for job in read_jobs(run) if job.command]
+    if not jobs:
+        raise UserError(f"{run.path} was not submitted to Slurm; "
+                        "'launch.py train CONFIG --cluster slurm' does that")
+    on_gpus = [job for job in jobs if job.stage in ("train", "predict")] or jobs
+    last = on_gpus[-1]
+    if last.stage == "predict" and last.job_id in cancelled_jobs(run):
+        return Again(last.cwd, last.command, last.site)
     finished = run.state.exists() and read_json(run.state).get("state") == "finished"
-    unscored = {one[:2] for one in run.predicted()} - {one[:2] for one in run.scored()}
-    return "finished and scored, nothing to do" if finished and not unscored else ""
+    if not finished:
+        first = [job for job in on_gpus if job.stage == "train"] or on_gpus
+        return Again(first[-1].cwd, first[-1].command, first[-1].site)
+    if {one[:2] for one in run.predicted()} <= {one[:2] for one in run.scored()}:
+        return "finished and scored, nothing to do"
+    for _, job, row in live:
+        if job.stage == "score":
+            return f"score job {job.job_id} is {row.state.lower()}, nothing to do"
+    return Again(last.cwd, ("score", "--run", str(run.path.resolve()), "--cluster", "slurm"),
+                 last.site)
 
 
 def existing(paths: Sequence[str]) -> List[RunDir]:

@@ -24,12 +24,13 @@ from blip_art.cluster.batch import (
 )
 from blip_art.cluster.container import check_image, check_overlay, image_identity
 from blip_art.cluster.control import Live, living_jobs
+from blip_art.cluster.inputs import check_inputs, folders_of
 from blip_art.cluster.plan import collect_job, score_job, train_job
 from blip_art.cluster.site import ENVIRONMENT, Site, load_site
 from blip_art.cluster.slurm import Slurm
 from blip_art.cluster.snapshot import take_snapshot
 from blip_art.cluster.submit import Submission, shown, submit, tell
-from blip_art.config import dump_config, load_config
+from blip_art.config import Config, dump_config, load_config
 from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json, write_json, write_text
 from blip_art.score.lock import owner, taken
@@ -46,7 +47,8 @@ def train(args: argparse.Namespace, repo: Path, run: RunDir) -> int:
     place = slurm_place(site, run.code.resolve(), args.processes)
     stages = train_stages(place, run, str(run.frozen_config), nodes=args.nodes,
                           scored=not args.no_score)
-    return _go(args, repo, site, run, stages, {run: (args.config, tuple(args.overrides))})
+    return _go(args, repo, site, run, stages, {run: (args.config, tuple(args.overrides))},
+               configs=[load_config(args.config, args.overrides)])
 
 
 def predict(args: argparse.Namespace, repo: Path, run: RunDir, options: Sequence[str],
@@ -54,7 +56,10 @@ def predict(args: argparse.Namespace, repo: Path, run: RunDir, options: Sequence
     """Captions, and scores where they are wanted."""
     site = site_of(args, repo)
     place = slurm_place(site, run.code.resolve(), args.processes)
-    return _go(args, repo, site, run, eval_stages(place, run, options, args.nodes, scored))
+    config = args.config or (run.config if run.config.exists() else "")
+    named = [Path(name) for name in (args.weights, args.config) if name]
+    return _go(args, repo, site, run, eval_stages(place, run, options, args.nodes, scored),
+               configs=[load_config(config, args.overrides)] if config else [], read=named)
 
 
 def score(args: argparse.Namespace, repo: Path, run: RunDir) -> int:
@@ -70,7 +75,8 @@ def collect(args: argparse.Namespace, repo: Path, runs: Sequence[RunDir], out: P
     report = RunDir(out)  # its own copy of the code: a run's may be that of a running job
     place = slurm_place(site, report.code.resolve())
     return _go(args, repo, site, report,
-               [Stage("collect", (collect_job(place, runs, out),), (report,))])
+               [Stage("collect", (collect_job(place, runs, out),), (report,))],
+               read=[run.path for run in runs])
 
 
 def sweep(args: argparse.Namespace, repo: Path) -> int:
@@ -87,19 +93,21 @@ def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
     members, code = plan.members(), folder / "code"
     living = [] if args.dry_run else living_jobs([m.run for m in members], Slurm())
     active = {run.path for run, job, _ in living if job.stage in _EXCLUSIVE}
-    todo = [m for m in members
-            if m.run.path not in active and not sweeps.finished(m.run)]
-    unscored = [m.run for m in members if m.run.path not in active
-                and sweeps.finished(m.run) and not sweeps.scored(m.run)]
+    idle = [m for m in members if m.run.path not in active and sweeps.is_asked(m, args.only)]
+    todo = [m for m in idle if not sweeps.finished(m.run)]
+    unscored = [m.run for m in idle
+                if sweeps.finished(m.run) and not sweeps.scored(m.run)]
     print(f"{plan.name}: {len(members)} runs; {len(todo)} to submit, {len(active)} in the queue, "
-          f"{len(members) - len(todo) - len(active)} trained", file=sys.stderr)
+          f"{sum(sweeps.finished(m.run) for m in members)} trained", file=sys.stderr)
     place = slurm_place(site, code.resolve(), args.processes)
     stages = _sweep_stages(args, plan, place, members, todo, unscored, folder / "report")
-    to = Submission(site, code, folder / "slurm", _command())
+    configs = [load_config(plan.config, member.overrides) for member in todo]
+    to = Submission(site, code, folder / "slurm", _command(), folders_of(configs, site))
     if args.dry_run or not stages:
         print(shown(stages, to) if stages else "", end="")
         return 0
     identity = container_of(site)
+    check_inputs(configs, site)
     _snapshot(repo, code, living)
     for member in todo:
         _note(member.run, identity)
@@ -142,8 +150,9 @@ def site_of(args: argparse.Namespace, repo: Path) -> Site:
 
 
 def _go(args: argparse.Namespace, repo: Path, site: Site, run: RunDir, stages: Sequence[Stage],
-        trains: Optional[Dict[RunDir, Tuple[str, Tuple[str, ...]]]] = None) -> int:
-    to = Submission(site, run.code, run.slurm, _command())
+        trains: Optional[Dict[RunDir, Tuple[str, Tuple[str, ...]]]] = None,
+        configs: Sequence[Config] = (), read: Sequence[Path] = ()) -> int:
+    to = Submission(site, run.code, run.slurm, _command(), folders_of(configs, site, read))
     if args.dry_run:
         print(shown(stages, to), end="")
         return 0
@@ -154,6 +163,7 @@ def _go(args: argparse.Namespace, repo: Path, site: Site, run: RunDir, stages: S
             raise UserError(f"{run.path} is already in the queue as job {busy[0].job_id}; "
                             f"'launch.py cancel {run.path}' first, or choose another --run")
         identity = container_of(site)
+        check_inputs(configs, site)
         _snapshot(repo, run.code, living)
         if stages[0].name != "collect":
             _note(run, identity)

@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import List, Optional, Tuple
 
 from blip_art.cluster.allocation import Task, run_in_allocation
+from blip_art.cluster.container import image_identity
 from blip_art.cluster.jobs import Job
 from blip_art.cluster.plan import Place, score_job, train_job, visible_gpus
 from blip_art.cluster.record import Submitted, read_jobs, record_jobs
@@ -22,8 +24,12 @@ from blip_art.cluster.snapshot import take_snapshot
 from blip_art.cluster.sweep import load_sweep
 from blip_art.config import dump_config, load_config
 from blip_art.errors import UserError, exit_cleanly
-from blip_art.files import RunDir, write_text
+from blip_art.files import RunDir, read_json, write_json, write_text
 from blip_art.manifest import CODE_ROOT
+from blip_art.score.lock import owner, taken
+
+# Of each job, by its number, what it was planned to do; in the checkout.
+NOTES = Path(".cache", "blip_art", "jobs")
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -31,7 +37,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     if "SLURM_JOB_ID" not in os.environ:
         raise UserError("no Slurm job here; 'sbatch slurm/train.sbatch CONFIG' starts one, "
                         "'launch.py train CONFIG' trains without Slurm")
-    run, job, words = planned(args.stage, args.words)
+    run, words = planned_once(args.stage, args.words)
+    job = (score_job(_place(run), run) if args.stage == "score" else
+           train_job(_place(run), str(run.frozen_config), run))
     if args.prepare:
         prepare(run, args.stage, job, words)
         print(run.path.resolve())
@@ -39,13 +47,23 @@ def main(argv: Optional[List[str]] = None) -> int:
     return run_in_allocation(job, str(run.slurm))
 
 
-def planned(stage: str, words: List[str]) -> Tuple[RunDir, Job, List[str]]:
-    """The run and the command of a stage; for a training its configuration and overrides, too."""
+def planned_once(stage: str, words: List[str]) -> Tuple[RunDir, List[str]]:
+    """What is planned at a job's first start, also when its files have been edited since."""
+    note = NOTES / f"{Task.read(os.environ).name}.json"
+    if not note.exists():
+        run, words = planned(stage, words)
+        write_json(note, {"run": str(run.path), "words": words})
+    noted = read_json(note)
+    return RunDir(noted["run"]), list(noted["words"])
+
+
+def planned(stage: str, words: List[str]) -> Tuple[RunDir, List[str]]:
+    """The run of a stage; for a training its configuration and overrides, too."""
     if stage == "score":
         run = RunDir(words[0])
         if not run.path.is_dir():
             raise UserError(f"no run folder at {words[0]}; slurm/train.sbatch makes one")
-        return run, score_job(_place(run), run), []
+        return run, []
     config, overrides = words[0], words[1:]
     if stage == "sweep":
         members = load_sweep(config).members()
@@ -57,22 +75,40 @@ def planned(stage: str, words: List[str]) -> Tuple[RunDir, Job, List[str]]:
         overrides = list(members[index].overrides)
     else:
         run = RunDir(Path("runs", load_config(config, overrides).name))
-    return run, train_job(_place(run), str(run.frozen_config), run), [config, *overrides]
+    return run, [config, *overrides]
 
 
 def prepare(run: RunDir, stage: str, job: Job, words: List[str]) -> None:
-    """Before srun: copy code and configuration once, and note the job for 'launch.py status'."""
+    """Before srun: copy code and configuration once, and note the job for 'launch.py status'.
+
+    Raises:
+        UserError: another training is at work in the run folder, with a copy of its own.
+    """
     task = Task.read(os.environ)
     if not task.restart or not run.code.exists():
-        take_snapshot(CODE_ROOT, run.code)
-        if stage != "score":
-            config, *overrides = words
-            write_text(run.frozen_config, dump_config(load_config(config, overrides)))
+        with taken(run.training_lock) if stage != "score" else nullcontext(True) as free:
+            if not free:
+                raise UserError(f"{owner(run.training_lock) or 'another job'} is training in "
+                                f"{run.path}; wait for it, or choose another name=…")
+            take_snapshot(CODE_ROOT, run.code)
+            if stage != "score":
+                config, *overrides = words
+                write_text(run.frozen_config, dump_config(load_config(config, overrides)))
+    _note_images(run)
     if all(old.job_id != task.name for old in read_jobs(run)):
         log = os.path.join(job.cwd, job.log.replace("{job}", task.name))
         gpus = 0 if stage == "score" else len(visible_gpus())
         record_jobs(run, [Submitted("score" if stage == "score" else "train", task.name, log,
                                     gpus=gpus, nodes=len(task.nodes), cwd=job.cwd)])
+
+
+def _note_images(run: RunDir) -> None:
+    """Which image and overlay this is, where the container can see their files."""
+    known = {name: image_identity(path) for name, path in
+             (("image", os.environ.get("SIF", "")), ("overlay", os.environ.get("OVERLAY", "")))
+             if path and Path(path).exists()}
+    manifest = read_json(run.manifest) if run.manifest.exists() else {}
+    write_json(run.manifest, {**manifest, **known}, indent=1)
 
 
 def _place(run: RunDir) -> Place:

@@ -25,7 +25,7 @@ from blip_art.cluster.batch import (
     wrapper_text,
 )
 from blip_art.cluster.local import import_submitit
-from blip_art.cluster.record import Submitted, read_jobs, record_jobs
+from blip_art.cluster.record import Submitted, record_jobs
 from blip_art.cluster.site import Site
 from blip_art.cluster.slurm import SlurmAbsent, clean_environment
 from blip_art.errors import UserError
@@ -46,6 +46,8 @@ class Submission:
     """Where scripts, pickles and requests to be queued again lie."""
     command: Sequence[str] = ()
     """launch.py's arguments."""
+    read: Sequence[Path] = ()
+    """Folders that the jobs read."""
 
     @property
     def pickles(self) -> Path:
@@ -83,7 +85,8 @@ def write_wrapper(stages: Sequence[Stage], to: Submission) -> Path:
 
 def _wrapper(stages: Sequence[Stage], to: Submission) -> Tuple[Path, str]:
     runs = [run for stage in stages for run in stage.runs]
-    text = wrapper_text(to.site, to.code.resolve(), needed_binds(Path.cwd(), runs, to.site))
+    text = wrapper_text(to.site, to.code.resolve(),
+                        needed_binds(Path.cwd(), runs, to.site, to.read))
     return wrapper_path(to.folder, text), text
 
 
@@ -199,21 +202,6 @@ def _take_back(numbers: List[str]) -> None:
         with contextlib.suppress(UserError):
             Slurm().cancel(numbers)
             print(f"cancelled what was submitted before: {', '.join(numbers)}", file=sys.stderr)
-
-
-def resubmit(run: RunDir) -> Sequence[str]:
-    """launch.py's arguments of the run's last training, or of its last job if it had none.
-
-    Raises:
-        UserError: nothing was submitted for the run.
-    """
-    jobs = [job for job in read_jobs(run) if job.command]
-    trainings = [job for job in jobs if job.stage == "train"] or jobs
-    if not trainings:
-        raise UserError(f"{run.path} was not submitted to Slurm; "
-                        "'launch.py train CONFIG --cluster slurm' does that")
-    os.chdir(trainings[-1].cwd)
-    return trainings[-1].command
 
 
 def tell(numbers: Dict[str, str], run: RunDir) -> None:

@@ -10,7 +10,7 @@ import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from blip_art.config import load_config, parse_yaml
 from blip_art.errors import UserError
@@ -75,6 +75,11 @@ def load_sweep(path: str) -> Sweep:
         raise UserError(f"{path} has the same run twice; each needs settings of its own")
     return Sweep(path, str(values.get("name") or Path(path).stem), str(values["config"]),
                  parallel, settings)
+
+
+def is_asked(member: Member, only: Optional[Sequence[str]]) -> bool:
+    """Whether it is among the run folders that were named; all are if none was."""
+    return not only or member.run.path.resolve() in {Path(path).resolve() for path in only}
 
 
 def finished(run: RunDir) -> bool:

@@ -8,6 +8,7 @@ twice, and the scores are the same.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -24,6 +25,8 @@ from blip_art.score.run import run_config, say, score_run
 
 POLL_S = 5.0
 PATIENCE_MIN = 60.0
+# Queues are longer than silences; a job that was cancelled there is never heard of again.
+QUEUE_PATIENCE = 48
 
 
 class End(NamedTuple):
@@ -129,26 +132,40 @@ def score_when_free(run: RunDir, engine: Engine, metrics: Sequence[str] = (),
 
 def until_state_ends(run: RunDir, patience_min: float = PATIENCE_MIN,
                      now: Callable[[], float] = time.monotonic) -> Ending:
-    """Training has ended when state.json says finished or failed.
+    """Training has ended when state.json says finished or failed, or its batch script that its
+    job has.
 
-    One that was stopped may be requeued, one that is killed cannot say so: both have ended when
-    nothing in the run folder has changed for `patience_min`.
+    One that was stopped by hand may be started again, one that is killed cannot say so: both have
+    ended when nothing in the run folder has changed for `patience_min`, or 48 times as long while
+    its job waits to start again.
     """
     last: List[Tuple[float, Signature]] = []
 
     def ending() -> Optional[End]:
-        state = _state(run)
+        state, job = _state(run), _training_job(run)
         signs = _states([run.state, run.train_log, run.last_checkpoint,
                          *(row.path for row in run.predicted())])
         if not last or last[0][1] != signs:
             last[:] = [(now(), signs)]
         if state in ("finished", "failed"):
             return End(f"training has {state}")
-        if now() - last[0][0] >= 60 * patience_min:
+        if job and run.job_ended(job).exists():
+            return End(f"training's job {job} has ended and left it {state}",
+                       0 if state == "stopped" else EXIT_FAILED)
+        waits = bool(job) and run.job_waits(job).exists()
+        if now() - last[0][0] >= 60 * patience_min * (QUEUE_PATIENCE if waits else 1):
             return End(f"training is {state} and has written nothing for {patience_min:g} minutes",
                        0 if state == "stopped" else EXIT_FAILED)
         return None
     return ending
+
+
+def _training_job(run: RunDir) -> str:
+    """The id of the newest Slurm job that trains the run; '' if there is none."""
+    with contextlib.suppress(UserError, TypeError, KeyError):
+        jobs = [row["job_id"] for row in read_json(run.jobs) if row["stage"] == "train"]
+        return str(jobs[-1]) if jobs else ""
+    return ""
 
 
 def _state(run: RunDir) -> str:

@@ -97,11 +97,15 @@ def goes_on_as_if_undisturbed(runs: Runs, run: RunDir, undisturbed: RunDir) -> N
     assert losses[0] == losses[1]
 
 
-def test_two_nodes_train_as_one(runs: Runs) -> None:
-    run = runs.train("nodes", "--nodes", "2", "train.epochs=1")
+def test_two_nodes_train_as_one_also_when_they_are_stopped(runs: Runs) -> None:
+    run = runs.train("nodes", "--nodes", "2", "train.epochs=4")
+    runs.wait_for_checkpoint(run)
+    # As before a time limit: the batch script alone hears it.
+    runs.cluster.run(["scancel", "--batch", "--signal=USR2", runs.job(run)])
     runs.wait(run)
+    assert runs.starts(run) == 2, runs.said(run)
     assert read_json(run.manifest)["ranks"] == 8
-    alone = runs.train("nodes_alone", "--gpus", "8", "train.epochs=1", gpus_per_node=8, gres="")
+    alone = runs.train("nodes_alone", "--gpus", "8", "train.epochs=4", gpus_per_node=8, gres="")
     runs.wait(alone)
     assert last_weights(run) == last_weights(alone)
 
@@ -154,7 +158,8 @@ def test_a_sweep_is_an_array_that_is_submitted_once(runs: Runs) -> None:
 
 def test_a_sweep_started_twice_at_once_is_submitted_once(runs: Runs) -> None:
     cluster, sweep = runs.cluster, runs.folder / "twice.yaml"
-    sweep.write_text("config: mini/config.yaml\nseeds: [1, 2]\n"
+    # Two that train alike: the one that is stopped must come to the other's weights.
+    sweep.write_text("config: mini/config.yaml\nlist: [{score.best: spice}, {score.best: cider}]\n"
                      "set: {train.epochs: 6, train.batch_size: 2, train.save_every_min: 0.05}\n")
     started = [cluster.popen([cluster.python, cluster.checkout / "launch.py", "sweep", sweep,
                               "--cluster", "slurm", "--site", cluster.site, "--gpus", "2"],
@@ -162,7 +167,7 @@ def test_a_sweep_started_twice_at_once_is_submitted_once(runs: Runs) -> None:
     said = sorted(process.communicate(timeout=120)[0] for process in started)
     assert "2 runs; 0 to submit, 2 in the queue" in said[0], said
     assert "2 runs; 2 to submit, 0 in the queue" in said[1]
-    first, second = (RunDir(runs.folder / f"runs/twice/seed={seed}") for seed in (1, 2))
+    first, second = (RunDir(runs.folder / f"runs/twice/best={rule}") for rule in ("spice", "cider"))
     one_element_of_the_array_goes_on_alone(runs, first, second)
 
 
@@ -175,6 +180,7 @@ def one_element_of_the_array_goes_on_alone(runs: Runs, stopped: RunDir, other: R
         runs.wait_until_gone(run)
         assert run.scored()
     assert (runs.starts(stopped), runs.starts(other)) == (2, 1)
+    assert last_weights(stopped) == last_weights(other)
 
 
 def by_hand(runs: Runs, *words: str | Path) -> None:
@@ -195,7 +201,10 @@ def test_sbatch_by_hand_uses_the_same_run_folder(runs: Runs) -> None:
     run = RunDir(runs.cluster.checkout / "runs" / "by_hand")
     runs.wait(run)
     runs.wait_until_gone(run)
-    assert read_json(run.manifest)["ranks"] == 2
+    manifest = read_json(run.manifest)
+    assert manifest["ranks"] == 2
+    assert len(manifest["code"]["commit"]) == 40
+    assert manifest["image"]["header_sha256"]
     references = runs.folder / "mini" / "val.json"
     by_hand(runs, "--wait", "--partition=cpu", "--array=0-1", "slurm/prepare.sbatch", references)
     by_hand(runs, "--wait", "--partition=cpu", "slurm/score.sbatch", "runs/by_hand")

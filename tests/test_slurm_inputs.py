@@ -31,8 +31,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 
 
 def test_what_is_outside_the_working_directory_is_bound(config: Config, tmp_path: Path) -> None:
-    check_inputs([config], Site())
-    folders = folders_of([config], Site(), [tmp_path / "weights.pth", tmp_path / "not there"])
+    check_inputs(inputs_of(config), Site())
+    folders = folders_of([*inputs_of(config).values(), tmp_path / "not there"], Site())
     assert bindable(folders, tmp_path / "work") == [str(tmp_path)]
     assert bindable([tmp_path / "art", tmp_path / "work/annotation", tmp_path / "art/prints"],
                     tmp_path / "work") == [str(tmp_path / "art")]
@@ -45,14 +45,16 @@ def test_what_is_not_there_is_named_by_its_key(
         config: Config, tmp_path: Path, name: str, key: str) -> None:
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match=rf"no \S*{Path(name).name} here \({key}\); mend the path"):
-        check_inputs([config], Site())
+        check_inputs(inputs_of(config), Site())
+    if key == "model.pretrained":
+        check_inputs(inputs_of(config, weights=False), Site())
 
 
 def test_what_only_the_nodes_have_is_left_to_the_profile(config: Config, tmp_path: Path) -> None:
     (tmp_path / "art").rmdir()
     site = Site(binds=(f"/nodes/art.sqf:{tmp_path}/art:image-src=/",))
-    check_inputs([config], site)
-    assert tmp_path / "art" not in folders_of([config], site)
+    check_inputs(inputs_of(config), site)
+    assert tmp_path / "art" not in folders_of(inputs_of(config).values(), site)
 
 
 def test_a_folder_that_cannot_be_bound_is_named(tmp_path: Path) -> None:

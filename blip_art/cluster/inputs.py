@@ -1,13 +1,13 @@
 """What jobs read: looked for before they wait in a queue for it, and bound into the container.
 
-    check_inputs([load_config("configs/caption_art.yaml")], site)
+    check_inputs(inputs_of(load_config("configs/caption_art.yaml")), site)
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, Iterable, List, Sequence, Tuple
 
 from blip_art.cluster.site import Site
 from blip_art.config import Config
@@ -16,13 +16,18 @@ from blip_art.errors import UserError
 _FILES = (".pth", ".safetensors", ".bin", ".pt")
 
 
-def inputs_of(config: Config) -> Dict[str, Path]:
-    """Lists, pictures, vocabulary and weights by the keys that name them; hub names are none."""
+def inputs_of(config: Config, splits: Sequence[str] = (), weights: bool = True) -> Dict[str, Path]:
+    """Lists, pictures, vocabulary and weights by the keys that name them; hub names are none.
+
+    Args:
+        splits: those that are read; () is all that training reads.
+        weights: whether model.pretrained is read: a training that goes on has weights of its own.
+    """
     data, model = config.data, config.model
     found = {f"data.{split}": Path(data.annotations, getattr(data, split))
-             for split in ("train", *config.generate.splits)}
+             for split in splits or ("train", *config.generate.splits)}
     found["data.images"] = Path(data.images)
-    for key in ("tokenizer", "pretrained"):
+    for key in ("tokenizer", "pretrained") if weights else ("tokenizer",):
         name = getattr(model, key)
         if name and (Path(name).expanduser().exists() or _is_path(name)):
             found[f"model.{key}"] = Path(name).expanduser()
@@ -33,23 +38,22 @@ def _is_path(name: str) -> bool:
     return name.startswith(("/", "./", "../", "~")) or name.endswith(_FILES)
 
 
-def check_inputs(configs: Sequence[Config], site: Site) -> None:
+def check_inputs(inputs: Dict[str, Path], site: Site) -> None:
     """All of them are here, or where the profile binds something.
 
     Raises:
         UserError: one is not, by the key that names it.
     """
-    for config in configs:
-        for key, path in inputs_of(config).items():
-            if not path.exists() and not _is_bound(path, site):
-                raise UserError(f"no {path} here ({key}); mend the path, or say in {site.path} "
-                                "where nodes have it: binds: [SOURCE:TARGET]")
+    for key, path in inputs.items():
+        if not path.exists() and not _is_bound(path, site):
+            raise UserError(f"no {path} here ({key}); mend the path, or say in {site.path} "
+                            "where nodes have it: binds: [SOURCE:TARGET]")
 
 
-def folders_of(configs: Sequence[Config], site: Site, more: Sequence[Path] = ()) -> List[Path]:
+def folders_of(paths: Iterable[Path], site: Site) -> List[Path]:
     """Folders of what is here, which the container must see as well."""
-    paths = [path for config in configs for path in inputs_of(config).values()] + list(more)
-    return [_folder(path) for path in paths if path.exists() and not _is_bound(path, site)]
+    return [_folder(path) for path in dict.fromkeys(paths)
+            if path.exists() and not _is_bound(path, site)]
 
 
 def _folder(path: Path) -> Path:

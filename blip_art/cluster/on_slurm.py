@@ -24,7 +24,7 @@ from blip_art.cluster.batch import (
 )
 from blip_art.cluster.container import check_image, check_overlay, image_identity
 from blip_art.cluster.control import Live, living_jobs
-from blip_art.cluster.inputs import check_inputs, folders_of
+from blip_art.cluster.inputs import check_inputs, folders_of, inputs_of
 from blip_art.cluster.plan import collect_job, score_job, train_job
 from blip_art.cluster.site import ENVIRONMENT, Site, load_site
 from blip_art.cluster.slurm import Slurm
@@ -48,7 +48,7 @@ def train(args: argparse.Namespace, repo: Path, run: RunDir) -> int:
     stages = train_stages(place, run, str(run.frozen_config), nodes=args.nodes,
                           scored=not args.no_score)
     return _go(args, repo, site, run, stages, {run: (args.config, tuple(args.overrides))},
-               configs=[load_config(args.config, args.overrides)])
+               inputs=_training_inputs(run, load_config(args.config, args.overrides)))
 
 
 def predict(args: argparse.Namespace, repo: Path, run: RunDir, options: Sequence[str],
@@ -56,10 +56,14 @@ def predict(args: argparse.Namespace, repo: Path, run: RunDir, options: Sequence
     """Captions, and scores where they are wanted."""
     site = site_of(args, repo)
     place = slurm_place(site, run.code.resolve(), args.processes)
+    inputs = {f"--{key}": Path(getattr(args, key)) for key in ("config", "weights")
+              if getattr(args, key) and Path(getattr(args, key)).exists()}
     config = args.config or (run.config if run.config.exists() else "")
-    named = [Path(name) for name in (args.weights, args.config) if name]
+    if config:
+        splits = (args.split,) if args.split else load_config(config).generate.splits
+        inputs.update(inputs_of(load_config(config, args.overrides), splits, weights=False))
     return _go(args, repo, site, run, eval_stages(place, run, options, args.nodes, scored),
-               configs=[load_config(config, args.overrides)] if config else [], read=named)
+               inputs=inputs)
 
 
 def score(args: argparse.Namespace, repo: Path, run: RunDir) -> int:
@@ -76,7 +80,7 @@ def collect(args: argparse.Namespace, repo: Path, runs: Sequence[RunDir], out: P
     place = slurm_place(site, report.code.resolve())
     return _go(args, repo, site, report,
                [Stage("collect", (collect_job(place, runs, out),), (report,))],
-               read=[run.path for run in runs])
+               inputs={str(run.path): run.path for run in runs})
 
 
 def sweep(args: argparse.Namespace, repo: Path) -> int:
@@ -101,13 +105,15 @@ def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
           f"{sum(sweeps.finished(m.run) for m in members)} trained", file=sys.stderr)
     place = slurm_place(site, code.resolve(), args.processes)
     stages = _sweep_stages(args, plan, place, members, todo, unscored, folder / "report")
-    configs = [load_config(plan.config, member.overrides) for member in todo]
-    to = Submission(site, code, folder / "slurm", _command(), folders_of(configs, site))
+    inputs = [_training_inputs(m.run, load_config(plan.config, m.overrides)) for m in todo]
+    to = Submission(site, code, folder / "slurm", _command(),
+                    folders_of((path for one in inputs for path in one.values()), site))
     if args.dry_run or not stages:
         print(shown(stages, to) if stages else "", end="")
         return 0
     identity = container_of(site)
-    check_inputs(configs, site)
+    for one in inputs:
+        check_inputs(one, site)
     _snapshot(repo, code, living)
     for member in todo:
         _note(member.run, identity)
@@ -151,8 +157,9 @@ def site_of(args: argparse.Namespace, repo: Path) -> Site:
 
 def _go(args: argparse.Namespace, repo: Path, site: Site, run: RunDir, stages: Sequence[Stage],
         trains: Optional[Dict[RunDir, Tuple[str, Tuple[str, ...]]]] = None,
-        configs: Sequence[Config] = (), read: Sequence[Path] = ()) -> int:
-    to = Submission(site, run.code, run.slurm, _command(), folders_of(configs, site, read))
+        inputs: Optional[Dict[str, Path]] = None) -> int:
+    inputs = inputs or {}
+    to = Submission(site, run.code, run.slurm, _command(), folders_of(inputs.values(), site))
     if args.dry_run:
         print(shown(stages, to), end="")
         return 0
@@ -163,7 +170,7 @@ def _go(args: argparse.Namespace, repo: Path, site: Site, run: RunDir, stages: S
             raise UserError(f"{run.path} is already in the queue as job {busy[0].job_id}; "
                             f"'launch.py cancel {run.path}' first, or choose another --run")
         identity = container_of(site)
-        check_inputs(configs, site)
+        check_inputs(inputs, site)
         _snapshot(repo, run.code, living)
         if stages[0].name != "collect":
             _note(run, identity)
@@ -171,6 +178,10 @@ def _go(args: argparse.Namespace, repo: Path, site: Site, run: RunDir, stages: S
             _freeze(one, config, overrides)
         tell(submit(stages, to), run)
     return 0
+
+
+def _training_inputs(run: RunDir, config: Config) -> Dict[str, Path]:
+    return inputs_of(config, weights=not run.last_checkpoint.exists())
 
 
 def _snapshot(repo: Path, code: Path, living: Sequence[Live]) -> None:

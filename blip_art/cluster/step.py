@@ -37,7 +37,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     if "SLURM_JOB_ID" not in os.environ:
         raise UserError("no Slurm job here; 'sbatch slurm/train.sbatch CONFIG' starts one, "
                         "'launch.py train CONFIG' trains without Slurm")
-    run, words = planned_once(args.stage, args.words)
+    task = Task.read(os.environ)
+    run, words = planned_once(args.stage, args.words, task,
+                              first=args.prepare and not task.restart)
     job = (score_job(_place(run), run) if args.stage == "score" else
            train_job(_place(run), str(run.frozen_config), run))
     if args.prepare:
@@ -47,10 +49,11 @@ def main(argv: Optional[List[str]] = None) -> int:
     return run_in_allocation(job, str(run.slurm))
 
 
-def planned_once(stage: str, words: List[str]) -> Tuple[RunDir, List[str]]:
+def planned_once(stage: str, words: List[str], task: Task,
+                 first: bool) -> Tuple[RunDir, List[str]]:
     """What is planned at a job's first start, also when its files have been edited since."""
-    note = NOTES / f"{Task.read(os.environ).name}.json"
-    if not note.exists():
+    note = NOTES / f"{task.name}.json"
+    if first or not note.exists():  # numbers of jobs come round again
         run, words = planned(stage, words)
         write_json(note, {"run": str(run.path), "words": words})
     noted = read_json(note)

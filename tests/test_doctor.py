@@ -158,10 +158,13 @@ def test_slurms_own_refusal_is_passed_on() -> None:
 
 @pytest.mark.parametrize(("text", "room"), [
     ("  /scratch 104857600* 94371840 104857600 6d2h 900 1000 1200 -\n", Room(0, 300)),
+    ("  /home 5 5 5 0 9 9 9 0\n  /scratch 0 0 60000000 0 1 0 0 0\n  / 5 5 5 0 9 9 9 0\n",
+     Room(60, -1)),
+    ("  /home 5 5 5 0 9 9 9 0\n", None),
     ("     50000000  0 60000000    0  10  0   0   0\n", Room(10, -1)),
     ("Disk quotas for user me (uid 7): none\n", None)])
 def test_quota_is_read_from_lustre_and_from_quota(text: str, room: Room | None) -> None:
-    assert read_quota(text) == room
+    assert read_quota(text, Path("/scratch/me/art")) == room
 
 
 @pytest.mark.parametrize(("at", "head"), [
@@ -185,7 +188,8 @@ def test_files_that_the_site_is_about_to_delete_are_named(
     for name in ("overlay.img", "blip_art.sif"):
         write_text(name, "x")
     os.utime("overlay.img", (old, old))
-    site = Site(image="blip_art.sif", overlay="overlay.img", scratch=str(tmp_path), purge_days=90)
+    site = Site(image="blip_art.sif", overlay="overlay.img", scratch="/proc", purged=str(tmp_path),
+                purge_days=90)
     [found] = lines(checks_files.purging, site)
     assert found.what.startswith("overlay.img has not been touched for 80 days; after 90")
 

@@ -14,7 +14,7 @@ import struct
 import subprocess
 import time
 from pathlib import Path
-from typing import Iterable, List, NamedTuple, Optional
+from typing import Dict, Iterable, List, NamedTuple, Optional
 
 from blip_art.cluster.checks import Check, fail, ok, warn
 from blip_art.cluster.fetch import TOKENIZER, WEIGHTS
@@ -122,18 +122,20 @@ def quota_room(path: Path) -> Room:
     """What quota leaves, of Lustre's or the usual command; (-1, -1) where there is none."""
     user = getpass.getuser()
     for argv in (["lfs", "quota", "-q", "-u", user, str(path)],
-                 ["quota", "--no-wrap", "--raw-grace", "--hide-device", "--user", user]):
+                 ["quota", "--no-wrap", "--raw-grace", "--hide-device", "--show-mntpoint",
+                  "--user", user]):
         done = _said(argv)
         if done and not done.code:
-            found = read_quota(done.out)
+            found = read_quota(done.out, path)
             if found:
                 return found
     return Room(-1, -1)
 
 
-def read_quota(text: str) -> Optional[Room]:
-    """The tightest line of a quota table: KB used, soft, hard, grace, then the same of files."""
-    rooms: List[Room] = []
+def read_quota(text: str, path: Path) -> Optional[Room]:
+    """The line of the file system that holds `path` in a quota table, else the tightest one that
+    names none: KB used, soft, hard, grace, then the same of files."""
+    rooms: Dict[str, List[Room]] = {}
     for line in text.splitlines():
         # '*' marks what is exceeded; the last eight words are numbers, or '-' for no grace.
         words = [word.rstrip("*") for word in line.split()][-8:]
@@ -142,11 +144,15 @@ def read_quota(text: str) -> Optional[Room]:
             used, soft, hard, _, files, files_soft, files_hard, _ = (
                 int(word) if word.isdigit() else 0 for word in words)
             limit, files_limit = hard or soft, files_hard or files_soft
-            rooms.append(Room(max(0, limit - used) / 1e6 if limit else -1,
-                              max(0, files_limit - files) if files_limit else -1))
-    if not rooms:
+            first = line.split()[0]
+            rooms.setdefault(first if first.startswith("/") else "", []).append(
+                Room(max(0, limit - used) / 1e6 if limit else -1,
+                     max(0, files_limit - files) if files_limit else -1))
+    holds = [name for name in rooms if name and Path(name) in (path, *path.parents)]
+    mine = rooms.get(max(holds, key=len) if holds else "")
+    if not mine:
         return None
-    return Room(_least(*(one.gb for one in rooms)), int(_least(*(one.files for one in rooms))))
+    return Room(_least(*(one.gb for one in mine)), int(_least(*(one.files for one in mine))))
 
 
 def _said(argv: List[str]) -> Optional[Completed]:
@@ -160,7 +166,7 @@ def purging(site: Site) -> Iterable[Check]:
     """Files that the site will soon delete because nobody touched them."""
     if not site.purge_days:
         return
-    scratch = _device(Path(os.path.expandvars(site.scratch)))
+    scratch = _device(Path(site.purged or os.path.expandvars(site.scratch)))
     kept = [Path(name) for name in (site.image, site.overlay, WEIGHTS, TOKENIZER, "Dataset",
                                     "annotation", "runs") if name]
     here = [path for path in kept if path.exists() and _device(path) == scratch]
@@ -171,7 +177,7 @@ def purging(site: Site) -> Iterable[Check]:
                    "site deletes it", f"find {path} -type f -exec touch -a {{}} +   (or copy it "
                    "to a file system that is kept)")
     if here and not old:
-        yield ok(f"on scratch, oldest untouched for {max(ages.values()):.0f} of "
+        yield ok(f"where files are deleted, oldest untouched for {max(ages.values()):.0f} of "
                  f"{site.purge_days} days: {', '.join(map(str, here))}")
 
 

@@ -94,7 +94,9 @@ class Site:
     has_internet: bool = False
     """Whether compute nodes reach the internet."""
     purge_days: int = 0
-    """After how many days unused files in scratch are deleted; 0 is never."""
+    """After how many days the site deletes unused files; 0 is never."""
+    purged: str = ""
+    """A folder on the file system where it does that, such as /scratch; '' is that of `scratch`."""
 
 
 def load_site(path: str = "", environ: Optional[Mapping[str, str]] = None) -> Site:

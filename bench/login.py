@@ -1,10 +1,11 @@
-"""Seconds until the login side answers: `launch.py --help`, and the table of 200 runs.
+"""Seconds until the login side answers: `launch.py --help`, 200 runs' table, a sweep of 200.
 
     python bench/login.py                            this interpreter
     python bench/login.py --python python3.9 …       others too; they need submitit and pyyaml only
 
-Each measurement is a process of its own; the first, which may compile, is not counted. The table
-goes to bench/results/login.md and .json.
+Each measurement is a process of its own; the first, which may compile, is not counted. The sweep is
+handed to commands that answer at once in Slurm's place: what is measured is ours. The table goes to
+bench/results/login.md and .json.
 """
 
 from __future__ import annotations
@@ -40,11 +41,15 @@ def main() -> int:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         write_runs(Path(name))
+        write_sweep(Path(name))
         for python in options.python:
             for what, words in (("nothing (the interpreter)", ["-c", ""]),
                                 ("launch.py --help", [str(ROOT / "launch.py"), "--help"]),
                                 (f"launch.py status, {RUNS} runs",
-                                 [str(ROOT / "launch.py"), "status"])):
+                                 [str(ROOT / "launch.py"), "status"]),
+                                (f"launch.py sweep, {RUNS} runs",
+                                 [str(ROOT / "launch.py"), "sweep", "many.yaml", "--cluster",
+                                  "slurm", "--site", "site.yaml"])):
                 rows.append(measured(python, what, words, Path(name), options.times))
     machine = f"{platform.node()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}"
     write_json(RESULTS / "login.json", {"machine": machine, "goal_help_s": HELP_GOAL_S,
@@ -71,6 +76,22 @@ def write_runs(folder: Path) -> None:
             write_json(run.predictions("val", epoch), [])
             if epoch:
                 shutil.copyfile(run.scores("val", 0), run.scores("val", epoch))
+
+
+def write_sweep(folder: Path) -> None:
+    """A sweep of 200 runs, what they read, a site without a container, and Slurm's commands."""
+    for name in ("bin", "pictures", "words"):
+        (folder / name).mkdir()
+    for name, said in (("sbatch", "echo Submitted batch job 7"), ("squeue", ":"), ("srun", ":")):
+        write_text(folder / "bin" / name, f"#!/bin/sh\n{said}\n")
+        (folder / "bin" / name).chmod(0o755)
+    os.environ["PATH"] = f"{folder}/bin:{os.environ['PATH']}"
+    for name in ("train.json", "val.json"):
+        write_json(folder / name, [])
+    write_text(folder / "config.yaml", "data: {images: pictures, annotations: ., train: train.json,"
+                                       " val: val.json}\nmodel: {tokenizer: words}\n")
+    write_text(folder / "many.yaml", f"config: config.yaml\nseeds: {list(range(RUNS))}\n")
+    write_text(folder / "site.yaml", f"container: ''\npython: {sys.executable}\n")
 
 
 def measured(python: str, what: str, words: Sequence[str], folder: Path,

@@ -54,7 +54,8 @@ for ((attempt = 1; attempt <= 18; attempt++)); do
     if state=$(squeue --noheader --jobs="$job" --format=%T); then
         if [[ $state != RUNNING ]]; then  # somebody has cancelled it
             echo "job $job is ${state:-gone}: not queued again"
-            note_end "$code" ended
+            # Slurm may be about to queue it again by itself, after preemption.
+            [[ $state == @(COMPLETING|PENDING|REQUEUE*) ]] || note_end "$code" ended
             exit "$code"
         fi
         note_end "$code" again  # before: Slurm may end this script at once

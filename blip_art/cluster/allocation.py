@@ -16,7 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Mapping, Tuple
+from typing import List, Mapping, Optional, Tuple
 
 from blip_art.cluster.jobs import Job, descendants, exit_code, signal_all
 from blip_art.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
@@ -70,14 +70,14 @@ def run_in_allocation(job: Job, folder: str) -> int:
     """
     task = Task.read(os.environ)
     job = for_task(job, task)
+    mark = _mark_scratch(task)
     stop = StopNote(Path(folder), task)
     code = _run(job, stop, task)
     if stop and not (code == 0 and _finished(job)):
         code = EXIT_INTERRUPTED
     else:
         stop.withdraw()
-    if task.local_rank == 0 and job.layout != "gpu":  # whose other tasks may still be ending
-        _empty_scratch()
+    _leave_scratch(mark)
     if code:
         # Not an exception, whose traceback submitit would print below the command's own last line.
         sys.stdout.flush()
@@ -85,11 +85,25 @@ def run_in_allocation(job: Job, folder: str) -> int:
     return 0
 
 
-def _empty_scratch() -> None:
-    """Remove what singularity/run.sh made for this job on this node."""
-    folder = os.environ.get("TMPDIR", "")
-    if Path(folder).name.startswith("blip_art-"):
-        shutil.rmtree(folder, ignore_errors=True)
+def _mark_scratch(task: Task) -> Optional[Path]:
+    """A sign that this task uses what singularity/run.sh made for the job on this node."""
+    folder = Path(os.environ.get("TMPDIR", ""))
+    if not folder.name.startswith("blip_art-"):
+        return None
+    mark = folder / f".task_{task.rank}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(exist_ok=True)  # a task that failed at once may have removed it
+        mark.touch()
+    return mark
+
+
+def _leave_scratch(mark: Optional[Path]) -> None:
+    """Take the sign away; who finds no other removes the folder."""
+    if mark:
+        with contextlib.suppress(OSError):
+            mark.unlink()
+        if not list(mark.parent.glob(".task_*")):
+            shutil.rmtree(mark.parent, ignore_errors=True)
 
 
 class StopNote:

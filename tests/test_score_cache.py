@@ -82,6 +82,16 @@ def test_a_text_that_fails_costs_no_other_and_is_given_up_the_third_time(path: P
     assert parser.asked == ["poison", "a b", "poison", "c"]
 
 
+def test_a_part_that_was_merged_under_its_writer_is_begun_again(path: Path) -> None:
+    with ParseCache(path, "p", can_lock=lambda folder: False) as writer:
+        writer.add(CAT)
+        [part] = path.parent.glob("*.part")
+        part.unlink()
+        writer.add({"a dog": [["dog"]]})
+    with ParseCache(path, "p", can_lock=lambda folder: False) as reader:
+        assert reader.find(["a dog"]) == {"a dog": [["dog"]]}
+
+
 def test_only_new_texts_reach_the_parser_each_once_and_longest_first(path: Path) -> None:
     assert parsed(path, "a", "a b c", "a", LONG) == [LONG, "a b c", "a"]
     assert parsed(path, LONG, "a", "", "d e", "a b c") == ["d e", ""]

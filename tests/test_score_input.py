@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,18 @@ def test_a_terminal_that_lacks_characters_ends_nothing(tmp_path: Path) -> None:
             env={**os.environ, "PYTHONIOENCODING": "latin-1"})
         assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["captions"]["most_frequent"].endswith("\u263a \U0001f600")
+
+
+def test_a_full_disk_costs_the_file_and_not_the_table(tmp_path: Path) -> None:
+    refs = write(tmp_path / "refs.json", [{"image_id": n, "caption": "a cat"} for n in range(99)])
+    done = subprocess.run(
+        [sys.executable, "-m", "blip_art.score", str(refs), str(refs), "--metrics", "bleu",
+         "--json", str(tmp_path / "scores.json")], capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)))
+    assert done.returncode == 2
+    assert "Bleu_4" in done.stdout
+    assert done.stderr.splitlines()[-1].startswith(f"error: cannot write {tmp_path}/scores.json: ")
+    assert list(tmp_path.iterdir()) == [refs]
 
 
 @pytest.mark.parametrize("target", ["refs.json/scores.json", "."])

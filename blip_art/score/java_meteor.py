@@ -16,7 +16,7 @@ from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tup
 import jpype
 
 from blip_art.score.java_side import Java, Results, field_of, in_threads, set_field
-from blip_art.score.paraphrases import Paraphrases, is_whole, table_of
+from blip_art.score.paraphrases import Paraphrases, is_sound, table_of
 
 # METEOR's arguments in pycocoevalcap but '-norm', which is done here, once a text; METEOR reads
 # them from the third on.
@@ -82,7 +82,7 @@ class Meteor:
         if self._served is None or texts <= self._served:
             return
         index = next(map(Path, self._java.class_paths["paraphrases"]), None)
-        if index and is_whole(index):
+        if index and is_sound(index):
             with _table(Paraphrases(index).select(text.lower() for text in texts)) as table:
                 self._load(table)
             self._served = texts

@@ -44,7 +44,7 @@ def table_of(class_path: Sequence[str]) -> Path:
 def indexed(table: Path, folder: Path) -> Optional[Path]:
     """The index of METEOR's table, made once; None where the folder cannot be written to."""
     path = folder / FILE_NAME
-    if _is_sound(path):
+    if is_sound(path):
         return path
     print(f"indexing METEOR's paraphrases, once, into {path}", file=sys.stderr)
     try:
@@ -153,7 +153,7 @@ def _ranges(starts: Any, sizes: Any) -> Any:
     return np.repeat(starts.astype(np.int64) - before, sizes) + np.arange(sizes.sum())
 
 
-def is_whole(path: Path) -> bool:
+def _is_whole(path: Path) -> bool:
     """Whether it is there and was not cut short, as by a copy that was interrupted."""
     try:
         return len(_mapped(path)) == ARRAYS
@@ -161,13 +161,13 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def _is_sound(path: Path) -> bool:
+def is_sound(path: Path) -> bool:
     """Whether it holds what was written; read once a process, a tenth of a second."""
     try:
         state = path.stat()
     except OSError:
         return False
-    return is_whole(path) and _has_its_checksum(path, state.st_size, state.st_mtime_ns)
+    return _is_whole(path) and _has_its_checksum(path, state.st_size, state.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=4)

@@ -154,6 +154,10 @@ class ParseCache:
                 _close(self._shared)
                 self._open()
             return self._shared
+        if self._own and not own_part(self.path).exists():
+            # Somebody has merged it and, since it was quiet for long, taken it for nobody's.
+            _close(self._own)
+            self._own = None
         if not self._own and not self._optional:
             self._own = self._connect(own_part(self.path), "&nolock=1")
         return self._own

@@ -18,7 +18,15 @@ from blip_art.score import corenlp, java, paraphrases
 from blip_art.score.answers import Answers
 from blip_art.score.coco import cleaned
 from blip_art.score.parse_cache import FILE_NAME, ParseCache
-from blip_art.score.parses import OnParsed, Parser, Propositions, by_cost, parse_cost, word_count
+from blip_art.score.parses import (
+    OnParsed,
+    Parser,
+    Propositions,
+    by_cost,
+    parse_cost,
+    warmed_up,
+    word_count,
+)
 from blip_art.score.workers import MetricFailed, Workers
 
 # The longest that work may take: many times what was measured on one slow core.
@@ -182,7 +190,7 @@ class Engine:
                 bar.update(sum(parse_cost(text) for text, _ in values))
                 on_parsed(dict(values))
 
-            self._workers.map("parse", texts, _parse_limit_s, done)
+            self._workers.map("parse", warmed_up(texts), _parse_limit_s, done)
 
     def require_corenlp(self) -> None:
         """Refuse to go on without SPICE's parser.

@@ -56,6 +56,7 @@ def build(checkout: Path, as_user: AsUser, python: str) -> tuple[Path, Path]:
 @contextlib.contextmanager
 def locked() -> Iterator[None]:
     """Two sessions of tests on one machine must not build the same thing."""
+    STATE.mkdir(parents=True, exist_ok=True)
     with open(STATE / "lock", "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -30,7 +30,14 @@ def worker_options(num_workers: int, ignored: Iterable[int] = ()) -> Dict[str, A
     if not num_workers:
         return {}
     _start_server(tuple(ignored))
-    return {"multiprocessing_context": "forkserver"}
+    return {"multiprocessing_context": "forkserver",
+            "worker_init_fn": functools.partial(_ignore, tuple(ignored))}
+
+
+def _ignore(signals: Tuple[int, ...], worker_id: int) -> None:
+    """Once more inside the worker: torch gives SIGTERM a handler there that ends it."""
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @functools.cache

@@ -165,9 +165,9 @@ def test_a_sweep_started_twice_at_once_is_submitted_once(runs: Runs) -> None:
                               "--cluster", "slurm", "--site", cluster.site, "--gpus", "2"],
                              runs.folder) for _ in range(2)]
     other = runs.folder / "other.yaml"
-    other.write_text("config: mini/config.yaml\nseeds: [3]\nset: {train.epochs: 1}\n")
+    other.write_text("config: mini/config.yaml\nseeds: [3, 4]\nset: {train.epochs: 1}\n")
     beside = runs.launch("sweep", other, "--gpus", "2")
-    assert "1 runs; 1 to submit, 0 in the queue" in beside.stderr, beside.stderr
+    assert "2 runs; 2 to submit, 0 in the queue" in beside.stderr, beside.stderr
     said = sorted(process.communicate(timeout=120)[0] for process in started)
     assert "2 runs; 0 to submit, 2 in the queue" in said[0], said
     assert "2 runs; 2 to submit, 0 in the queue" in said[1]

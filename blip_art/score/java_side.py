@@ -56,20 +56,21 @@ def _class_loader(paths: Sequence[str]) -> Any:
 
 def field_of(thing: Any, name: str) -> Any:
     """The value of a field that is not public."""
-    return _opened(thing.getClass().getDeclaredField(name)).get(thing)
+    return opened(thing.getClass().getDeclaredField(name)).get(thing)
 
 
 def set_field(thing: Any, name: str, value: Any) -> None:
     """Set a field that is not public."""
-    _opened(thing.getClass().getDeclaredField(name)).set(thing, value)
+    opened(thing.getClass().getDeclaredField(name)).set(thing, value)
 
 
 def method_of(java_class: Any, name: str, *types: Any) -> Any:
     """A method that is not public, to be called as `method.invoke(thing, ...)`."""
-    return _opened(java_class.class_.getDeclaredMethod(name, *(kind.class_ for kind in types)))
+    return opened(java_class.class_.getDeclaredMethod(name, *(kind.class_ for kind in types)))
 
 
-def _opened(member: Any) -> Any:
+def opened(member: Any) -> Any:
+    """A field or method, whatever its access says."""
     member.setAccessible(True)
     return member
 
@@ -141,13 +142,14 @@ class Tokenizer:
         return " ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION)
 
 
-def service(java: Java, threads: int) -> Callable[[str], Any]:
+def service(java: Java, threads: int, charts_mb: int) -> Callable[[str], Any]:
     """Operations by name; each part of Java is loaded when it is first asked for, in any thread."""
     from blip_art.score.java_meteor import Meteor
     from blip_art.score.java_spice import SpiceParser, SpiceScorer
 
-    kinds: Dict[str, Any] = {"tokenize": Tokenizer, "meteor": Meteor, "parse": SpiceParser,
-                             "spice": SpiceScorer}
+    kinds: Dict[str, Any] = {
+        "tokenize": Tokenizer, "meteor": Meteor, "spice": SpiceScorer,
+        "parse": partial(SpiceParser, charts_mb=charts_mb)}
     parts = {name: _Once(partial(kind, java, threads)) for name, kind in kinds.items()}
     return lambda name: parts[name]().run
 

@@ -11,7 +11,9 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 import jpype
 
+from blip_art.score.chart import chart_mb, compile_all
 from blip_art.score.java_side import ItemError, Java, Results, field_of, in_threads, method_of
+from blip_art.score.java_trees import TreeParser
 from blip_art.score.parses import Propositions
 
 CATEGORIES = ("Object", "Attribute", "Relation", "Cardinality", "Color", "Size")
@@ -19,15 +21,15 @@ CATEGORIES = ("Object", "Attribute", "Relation", "Cardinality", "Color", "Size")
 ANNOTATORS = {"annotators": "tokenize,ssplit,parse,lemma",
               "depparse.extradependencies": "MAXIMAL"}
 SCORED_AT_ONCE = 200
-# The parser's chart: one float a state of the grammar and span of words, and its index tables.
-CHART_BYTES_A_WORD_SQUARED = 12_977 * 4 / 2 * 1.4
-MODELS_MB = 350
 
 
 class SpiceParser:
     """Texts to SPICE's propositions, by the exhaustive parser that SPICE was published with."""
 
-    def __init__(self, java: Java, threads: int) -> None:
+    def __init__(self, java: Java, threads: int, charts_mb: int) -> None:
+        # Beside CoreNLP's models, which Java loads.
+        compiling = threading.Thread(target=compile_all)
+        compiling.start()
         properties = jpype.JClass("java.util.Properties")()
         for key, value in ANNOTATORS.items():
             properties.setProperty(key, value)
@@ -42,7 +44,8 @@ class SpiceParser:
         self._before = [pipeline.getExistingAnnotator(name) for name in ("tokenize", "ssplit")]
         self._lemma = pipeline.getExistingAnnotator("lemma")
         self._threads = threads
-        self._heap = HeapBudget(int(jpype.java.lang.Runtime.getRuntime().maxMemory()) >> 20)
+        self._memory = Memory(charts_mb)
+        compiling.join()
 
     def run(self, texts: Sequence[str]) -> Results:
         return in_threads(self._parse, texts, self._threads)
@@ -53,79 +56,32 @@ class SpiceParser:
             step.annotate(annotation)
         for sentence in self._trees.sentences(annotation):
             words = int(self._trees.words(sentence).size())
-            if not self._heap.could_hold(words):
-                return ItemError(f"{words} words need a heap of {chart_mb(words) + MODELS_MB} MB")
-            with self._heap.lent(words):
-                problem = self._trees.parse(sentence)
-            if problem:
-                return ItemError(f"{problem} ({words} words)")
+            if not self._memory.could_hold(chart_mb(words)):
+                return ItemError(f"{words} words need {chart_mb(words)} MB beside Java")
+            try:
+                with self._memory.lent(chart_mb(words)):
+                    self._trees.parse(sentence)
+            except MemoryError:
+                return ItemError(f"the parser ran out of memory ({words} words)")
         self._lemma.annotate(annotation)
         proposed = self._propose.invoke(self._spice, annotation)
         return [[str(word) for word in proposition]
                 for proposition in field_of(proposed, "tuples")]
 
 
-class TreeParser:
-    """Sentences to trees, as CoreNLP's annotator does, but for its silence.
+class Memory:
+    """Lets long sentences wait for each other, so that together they do not need too much."""
 
-    The annotator hides a sentence that did not fit into memory behind a flat tree, from which
-    SPICE reads nothing; asked directly, the parser tells.
-    """
-
-    def __init__(self, java: Java, annotator: Any) -> None:
-        def find(name: str) -> Any:
-            return java.find("spice", name)
-
-        self._annotator = annotator
-        self._parser = field_of(annotator, "parser")
-        annotations = "edu.stanford.nlp.ling.CoreAnnotations$"
-        self._sentences = find(annotations + "SentencesAnnotation")
-        self._tokens = find(annotations + "TokensAnnotation")
-        core_map = find("edu.stanford.nlp.util.CoreMap")
-        kind = find("edu.stanford.nlp.pipeline.ParserAnnotator")
-        java_list = jpype.JClass("java.util.List")
-        self._list = jpype.JClass("java.util.LinkedList")
-        self._finish = method_of(kind, "finishSentence", core_map, java_list)
-
-    def sentences(self, annotation: Any) -> Any:
-        return annotation.get(self._sentences.class_)
-
-    def words(self, sentence: Any) -> Any:
-        return sentence.get(self._tokens.class_)
-
-    def parse(self, sentence: Any) -> str:
-        """Write the best tree into the sentence; returns what went wrong, '' if nothing did."""
-        query = self._parser.parserQuery()
-        query.parse(self.words(sentence))
-        if query.parseNoMemory() or query.parseSkipped():
-            return "the parser ran out of memory"
-        best = query.getKBestPCFGParses(1)
-        if best is None or best.isEmpty():
-            # The grammar has no tree for it; then the flat one is the published behaviour.
-            self._annotator.doOneFailedSentence(None, sentence)
-            return ""
-        self._finish.invoke(self._annotator, sentence, self._list([best.get(0).object()]))
-        return ""
-
-
-def chart_mb(words: int) -> int:
-    """Memory that parsing a sentence takes."""
-    return 10 + (int(words ** 2 * CHART_BYTES_A_WORD_SQUARED) >> 20)
-
-
-class HeapBudget:
-    """Lets long sentences wait for each other, so that together they do not fill the heap."""
-
-    def __init__(self, heap_mb: int) -> None:
-        self._free = self._all = max(1, heap_mb - MODELS_MB)
+    def __init__(self, all_mb: int) -> None:
+        self._free = self._all = max(1, all_mb)
         self._changed = threading.Condition()
 
-    def could_hold(self, words: int) -> bool:
-        """False for what has no chance even alone (the estimate is rather high than low)."""
-        return chart_mb(words) <= 1.5 * self._all
+    def could_hold(self, size_mb: int) -> bool:
+        """False for what has no chance even alone (estimates are rather high than low)."""
+        return size_mb <= 1.5 * self._all
 
-    def lent(self, words: int) -> _Loan:
-        return _Loan(self, min(chart_mb(words), self._all))
+    def lent(self, size_mb: int) -> _Loan:
+        return _Loan(self, min(size_mb, self._all))
 
     def take(self, size: int) -> None:
         with self._changed:
@@ -139,7 +95,7 @@ class HeapBudget:
 
 
 class _Loan:
-    def __init__(self, budget: HeapBudget, size: int) -> None:
+    def __init__(self, budget: Memory, size: int) -> None:
         self._budget, self._size = budget, size
 
     def __enter__(self) -> None:

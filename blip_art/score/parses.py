@@ -13,9 +13,6 @@ Propositions = List[List[str]]
 OnParsed = Callable[[Dict[str, Propositions]], None]
 
 
-WARM_UP_TEXTS, WARM_UP_WORDS = 40, range(8, 17)
-
-
 class Parser(Protocol):
     """Tokenized texts to their propositions."""
 
@@ -34,18 +31,6 @@ class Parser(Protocol):
 def by_cost(texts: Iterable[str]) -> List[str]:
     """Longest first, so that no long one is left alone at the end."""
     return sorted(texts, key=lambda text: (-word_count(text), text))
-
-
-def warmed_up(texts: Sequence[str]) -> List[str]:
-    """Some middling ones before all others, in whose order nothing else changes.
-
-    Java compiles the parser by how it is used at first. What it makes of one that is busy with a
-    long text (on-stack replacement) stays a quarter slower for those that follow (measured on eight
-    long texts, after the middling ones had ended).
-    """
-    first = [text for text in texts if word_count(text) in WARM_UP_WORDS][-WARM_UP_TEXTS:]
-    chosen = set(first)
-    return first + [text for text in texts if text not in chosen]
 
 
 def parse_cost(text: str) -> float:

@@ -150,4 +150,4 @@ def _add(scores: Scores, name: str, texts: Texts, engine: Engine) -> None:
 def _versions(engine: Engine) -> Dict[str, str]:
     return {"blip_art": __version__, "pycocoevalcap": version("pycocoevalcap"),
             "java": engine.java_version,
-            "corenlp": corenlp.VERSION, "jpype1": version("jpype1")}
+            "corenlp": corenlp.VERSION, "jpype1": version("jpype1"), "numba": version("numba")}

@@ -33,7 +33,7 @@ def main() -> None:
     from blip_art.score import java_side
 
     java = java_side.start(setup["libjvm"], setup["options"], setup["class_paths"])
-    operation = java_side.service(java, setup["threads"])
+    operation = java_side.service(java, setup["threads"], setup["charts_mb"])
     outbox = Outbox(answers, 0.0 if setup["careful"] else FLUSH_S)
     outbox.send({"java": setup["version"]})
     while True:

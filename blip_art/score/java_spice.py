@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List, Sequence, Tuple
 
 import jpype
@@ -28,8 +29,7 @@ class SpiceParser:
 
     def __init__(self, java: Java, threads: int, charts_mb: int) -> None:
         # Beside CoreNLP's models, which Java loads.
-        compiling = threading.Thread(target=compile_all)
-        compiling.start()
+        compiling = ThreadPoolExecutor(1).submit(compile_all)
         properties = jpype.JClass("java.util.Properties")()
         for key, value in ANNOTATORS.items():
             properties.setProperty(key, value)
@@ -45,7 +45,7 @@ class SpiceParser:
         self._lemma = pipeline.getExistingAnnotator("lemma")
         self._threads = threads
         self._memory = Memory(charts_mb)
-        compiling.join()
+        compiling.result()
 
     def run(self, texts: Sequence[str]) -> Results:
         return in_threads(self._parse, texts, self._threads)

@@ -243,11 +243,11 @@ def test_a_caption_that_does_not_fit_is_tried_with_more_memory_then_named(jars: 
 BURSTING = """
 import json, os, resource, sys
 from pathlib import Path
-from blip_art.score import corenlp, java, java_side, java_spice
+from blip_art.score import corenlp, java, java_parser, java_side
 setup = java.java_setup(threads=2)
 paths = java.class_paths(corenlp.find_jars(corenlp.cache_folder()))
-java_side = java_side.start(setup.libjvm, setup.options(), paths)
-parser = java_spice.SpiceParser(java_side, 2, charts_mb=10_000)
+started = java_side.start(setup.libjvm, setup.options(), paths)
+parser = java_parser.SpiceParser(started, 2, charts_mb=10_000)
 texts = json.loads(sys.argv[1])
 list(parser.run(texts[::2]))
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

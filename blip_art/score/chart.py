@@ -12,6 +12,8 @@ added eight at a time. Of the CKY algorithm: Jurafsky and Martin, Speech and Lan
 from __future__ import annotations
 
 import os
+import pickle
+import shutil
 from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 import numba
@@ -27,6 +29,9 @@ NOWHERE = np.int16(np.iinfo(np.int16).max)
 LONGEST = int(NOWHERE) - LANES
 # Of all the memory a chart could need, texts used at most .6; pages not used cost nothing.
 BYTES_A_WORD_SQUARED, BYTES_A_WORD = 20_000, 300_000
+# What numba raises for a damaged file of its own, or a full disk.
+DAMAGED = (OSError, EOFError, ValueError, KeyError, AttributeError, ImportError, IndexError,
+           pickle.UnpicklingError)
 # A node has at most two children; chains of single ones are short, but a grammar might loop.
 NODES_A_WORD = 60
 
@@ -107,6 +112,15 @@ def best_tree(grammar: Grammar, first: np.ndarray) -> Optional[List[Tuple[int, i
 
 def compile_all() -> None:
     """Compile: seconds, unless $NUMBA_CACHE_DIR names a folder with the result."""
+    try:
+        _try_all()
+    except DAMAGED:
+        # A file there cannot be read, or none be written; then what was compiled is kept here.
+        shutil.rmtree(os.environ.get("NUMBA_CACHE_DIR", ""), ignore_errors=True)
+        _try_all()
+
+
+def _try_all() -> None:
     none = np.zeros(3, np.int32)
     ids, score = np.zeros(1, np.uint16), np.zeros(1, np.float32)
     flags = np.zeros(2, np.bool_)
@@ -116,7 +130,7 @@ def compile_all() -> None:
 
 def _compiled(function: Callable[..., Any]) -> Any:
     # Scores are never NaN: without a word on that, a maximum would be five instructions.
-    # Kept only where somebody says where: a full disk or a damaged file would be an error in numba.
+    # Kept only where somebody says where, not beside this file as numba would.
     return numba.njit(nogil=True, fastmath={"nnan", "nsz"}, boundscheck=False,
                       cache="NUMBA_CACHE_DIR" in os.environ)(function)
 

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -58,7 +61,8 @@ class Engine:
             progress: whether to draw bars when stderr is a terminal.
         """
         self._cache = cache or corenlp.cache_folder(environ)
-        self._setup = java.java_setup(java_home, heap_mb, threads, environ)
+        self._setup = replace(java.java_setup(java_home, heap_mb, threads, environ),
+                              compiled=_writable(self._cache / "compiled"))
         self._progress = progress
         self._parser: Parser = parser or JavaParser(self)
         self.parses_file = Path(
@@ -70,6 +74,7 @@ class Engine:
         self._parses: Dict[str, Propositions] = {}
         # A follower would try a hopeless text again in every epoch.
         self._failures: Counter[str] = Counter()
+        self._spice_follows = False
         self.parsed = 0
         """Texts that no cache knew and the parser did."""
         # The other metrics work without CoreNLP.
@@ -109,6 +114,7 @@ class Engine:
         lines = {text: cleaned(text) for text in texts}
         new = [line for line in dict.fromkeys(lines.values()) if line not in self._tokens]
         soon = [name for name in soon if name in ("meteor", "spice")]
+        self._spice_follows = "spice" in soon
         self._tokens.update(zip(new, self._ask("tokenize", new, soon=soon)))
         return [self._tokens[lines[text]] for text in texts]
 
@@ -119,9 +125,10 @@ class Engine:
                 raise MetricFailed("its aligner does not end where two texts repeat the same "
                                    f"words so often, at '{caption[:77]}...'")
         paraphrases.indexed(paraphrases.table_of(self._class_paths["meteor"]), self._cache)
+        new = self._spice_follows and self.unparsed([*captions, *itertools.chain(*references)])
         return self._ask_shown("meteor", "METEOR", [
             [caption, list(texts)] for caption, texts in zip(captions, references)],
-            _meteor_limit_s)
+            _meteor_limit_s, soon=["parse"] if new else [])
 
     def propositions(self, texts: Sequence[str]) -> Dict[str, Propositions]:
         """What each tokenized text says; each distinct text is parsed once, ever.
@@ -202,9 +209,10 @@ class Engine:
             raise UserError("CoreNLP was fetched meanwhile; run the command again")
 
     def _ask_shown(self, name: str, label: str, items: Sequence[Any],
-                   limit_s: Optional[LimitOf] = None) -> List[Any]:
+                   limit_s: Optional[LimitOf] = None, soon: Sequence[str] = ()) -> List[Any]:
         with self._bar(len(items), label, unit="pictures") as bar:
-            return self._ask(name, items, limit_s, on_values=lambda values: bar.update(len(values)))
+            return self._ask(name, items, limit_s, soon=soon,
+                             on_values=lambda values: bar.update(len(values)))
 
     def _ask(self, name: str, items: Sequence[Any], limit_s: Optional[LimitOf] = None,
              **options: Any) -> List[Any]:
@@ -230,6 +238,15 @@ class JavaParser:
 
     def __call__(self, texts: Sequence[str], on_parsed: OnParsed) -> None:
         self._engine.parse_in_java(texts, on_parsed)
+
+
+def _writable(folder: Path) -> str:
+    """The folder, made if it was not there; '' where that is not possible."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return str(folder)
+    return ""
 
 
 def _parse_limit_s(text: str) -> float:

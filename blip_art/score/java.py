@@ -41,6 +41,8 @@ class JavaSetup:
     """The same for a second try, when a caption did not fit."""
     threads: int
     """Captions parsed at once."""
+    compiled: str = ""
+    """Folder where machine code of ours is kept from one worker to the next; '': nowhere."""
     careful: bool = False
     """Tell each value at once, so that it is known what a worker died at."""
 

@@ -145,11 +145,17 @@ class Tokenizer:
 def service(java: Java, threads: int, charts_mb: int) -> Callable[[str], Any]:
     """Operations by name; each part of Java is loaded when it is first asked for, in any thread."""
     from blip_art.score.java_meteor import Meteor
-    from blip_art.score.java_spice import SpiceParser, SpiceScorer
+    from blip_art.score.java_spice import SpiceScorer
+
+    def parser(java: Java, threads: int) -> Any:
+        # numba takes a moment to import, which not all ask for.
+        from blip_art.score.java_parser import SpiceParser
+
+        return SpiceParser(java, threads, charts_mb)
 
     kinds: Dict[str, Any] = {
         "tokenize": Tokenizer, "meteor": Meteor, "spice": SpiceScorer,
-        "parse": partial(SpiceParser, charts_mb=charts_mb)}
+        "parse": parser}
     parts = {name: _Once(partial(kind, java, threads)) for name, kind in kinds.items()}
     return lambda name: parts[name]().run
 

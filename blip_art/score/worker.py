@@ -30,6 +30,8 @@ def main() -> None:
     requests: queue.SimpleQueue[Dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
 
+    if setup["compiled"]:
+        os.environ.setdefault("NUMBA_CACHE_DIR", setup["compiled"])
     from blip_art.score import java_side
 
     java = java_side.start(setup["libjvm"], setup["options"], setup["class_paths"])

@@ -122,7 +122,7 @@ class Worker:
         message = json.dumps({
             "libjvm": setup.libjvm, "version": setup.version, "options": setup.options(),
             "class_paths": dict(class_paths), "threads": setup.threads,
-            "charts_mb": setup.charts_mb,
+            "charts_mb": setup.charts_mb, "compiled": setup.compiled,
             "careful": setup.careful})
         # A session of its own: Ctrl-C at the terminal is the parent's, which then ends the worker.
         with _held_back():

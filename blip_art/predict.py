@@ -20,6 +20,7 @@ from tqdm import tqdm
 from blip_art.config import Config, GenerateConfig, config_to_dict, dump_config, load_config
 from blip_art.data.datasets import Picture, unique_pictures
 from blip_art.data.loading import PictureDataset
+from blip_art.data.transforms import to_input
 from blip_art.data.workers import worker_options
 from blip_art.distributed import STOP_SIGNALS, Interrupted, Stop, World, process_group
 from blip_art.errors import EXIT_INTERRUPTED, UserError, exit_cleanly
@@ -28,24 +29,25 @@ from blip_art.manifest import update_manifest
 from blip_art.merge import merge_captions
 from blip_art.model.captioner import BlipCaptioner, build_captioner
 from blip_art.model.decode import BeamOptions, NucleusOptions, beam_search, nucleus_sample
+from blip_art.model.step import StepDecoder
 from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.model.weights import load_weights
 from blip_art.readable import freeze_references, readable_pairs
 from blip_art.train.optim import amp_dtype, autocast
 
 
-def caption_batch(model: BlipCaptioner, tokenizer: CaptionTokenizer, images: Tensor,
+def caption_batch(decoder: StepDecoder, tokenizer: CaptionTokenizer, images: Tensor,
                   options: GenerateConfig, seeds: list[int]) -> list[list[str]]:
     """Candidates [picture][options.captions] for (B, 3, S, S) normalized pictures."""
-    states = model.encode(images)
+    states = decoder.model.encode(images)
     lengths = {"max_length": options.max_length, "min_length": options.min_length}
     if options.method == "nucleus":
-        ids = nucleus_sample(model, states, NucleusOptions(
+        ids = nucleus_sample(decoder, states, NucleusOptions(
             top_p=options.top_p, num_return=options.captions,
             repetition_penalty=options.repetition_penalty, **lengths), seeds)
     else:
         diverse = options.method == "diverse"
-        ids, _ = beam_search(model, states, BeamOptions(
+        ids, _ = beam_search(decoder, states, BeamOptions(
             num_beams=max(options.num_beams, options.captions), num_return=options.captions,
             groups=options.captions if diverse else 1, diversity=options.diversity,
             length_penalty=options.length_penalty,
@@ -80,16 +82,19 @@ def caption_pictures(model: BlipCaptioner, tokenizer: CaptionTokenizer, pictures
     rounds = -(-len(range(0, len(pictures), world.size)) // options.batch_size)
     batches = iter(loader)
     rows: list[tuple[int, list[str]]] = []
-    with tqdm(total=len(pictures), desc=title, unit="picture", leave=False,
-              disable=None if world.is_main else True) as bar:
+    decoder = StepDecoder(model, dtype)
+    # One block for all batches: inside it weights are cast once.
+    with autocast(dtype, world.device), tqdm(
+            total=len(pictures), desc=title, unit="picture", leave=False,
+            disable=None if world.is_main else True) as bar:
         for _ in range(rounds):
             batch = next(batches, None)
             if batch is not None:
                 positions = [mine[i] for i in batch[0].tolist()]
-                with autocast(dtype, world.device):
-                    texts = caption_batch(
-                        model, tokenizer, batch[1].to(world.device, non_blocking=True), options,
-                        [picture_seed(config.seed, epoch, position) for position in positions])
+                images = to_input(batch[1].to(world.device, non_blocking=True))
+                texts = caption_batch(
+                    decoder, tokenizer, images, options,
+                    [picture_seed(config.seed, epoch, position) for position in positions])
                 rows += zip(positions, texts, strict=True)
                 bar.update(min(len(positions) * world.size, len(pictures) - bar.n))
             if world.most(int(bool(stop))):

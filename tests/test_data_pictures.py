@@ -13,7 +13,14 @@ from blip_art.data.check import check_pictures
 from blip_art.data.datasets import Pair
 from blip_art.data.loading import PictureDataset, TrainDataset
 from blip_art.data.pictures import find_picture, read_picture
-from blip_art.data.transforms import CLIP_MEAN, CLIP_STD, OPERATIONS, RandAugment, eval_transform
+from blip_art.data.transforms import (
+    CLIP_MEAN,
+    CLIP_STD,
+    OPERATIONS,
+    RandAugment,
+    eval_transform,
+    to_input,
+)
 from blip_art.errors import UserError
 
 torch.set_num_threads(1)
@@ -104,9 +111,9 @@ def dataset(pictures):
     return TrainDataset(pairs, pictures, 32, "a picture of ", 30, seed=7)
 
 
-def test_a_sample_is_a_normalized_tensor_and_a_prompted_caption(dataset):
+def test_a_sample_is_bytes_and_a_prompted_caption(dataset):
     picture, caption = dataset[0, 3]
-    assert (picture.shape, picture.dtype) == ((3, 32, 32), torch.float32)
+    assert (picture.shape, picture.dtype) == ((32, 32, 3), torch.uint8)
     assert caption == "a picture of caption 3"
 
 
@@ -146,7 +153,7 @@ def test_epochs_and_seeds_augment_differently(dataset):
 
 def test_evaluation_squeezes_the_whole_picture_and_normalizes_as_clip():
     grey = Image.new("RGB", (90, 30), (51, 102, 153))
-    tensor = eval_transform(32)(grey)
+    [tensor] = to_input(eval_transform(32)(grey)[None])
     expected = (torch.tensor([0.2, 0.4, 0.6]) - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
     assert tensor.shape == (3, 32, 32)
     assert torch.allclose(tensor[:, 5, 20], expected)

@@ -13,6 +13,7 @@ from blip_art.config import ModelConfig
 from blip_art.model.captioner import BlipCaptioner, build_captioner
 from blip_art.model.decode import BeamOptions, NucleusOptions, beam_search, nucleus_sample
 from blip_art.model.hf import save_hf, to_hf
+from blip_art.model.step import StepDecoder
 from blip_art.model.tokenizer import CaptionTokenizer, train_vocabulary
 from blip_art.model.weights import load_weights
 
@@ -100,7 +101,7 @@ def test_captions_equal_the_peers(model, peer, images, tokenizer, options):
         num_beams=options.num_beams, max_length=options.max_length, min_length=options.min_length,
         length_penalty=options.length_penalty, repetition_penalty=options.repetition_penalty,
         num_return_sequences=options.num_return, do_sample=False)
-    ours, _ = beam_search(model, model.encode(images), options)
+    ours, _ = beam_search(StepDecoder(model), model.encode(images), options)
     words = [row[:row.index(tokenizer.end_id)] if tokenizer.end_id in row else row
              for row in theirs[:, len(model.prompt_ids):].tolist()]
     assert [ids for picture in ours for ids in picture] == words
@@ -130,17 +131,57 @@ def test_full_size_models_have_the_peers_shapes(tokenizer, vit, vision):
             == {name: tensor.shape for name, tensor in theirs.items()})
 
 
+class Ending(StepDecoder):
+    """Ends captions at lengths that differ from picture to picture, and counts the rows it saw."""
+
+    rows = 0
+
+    def __call__(self, state, ids):
+        logits = super().__call__(state, ids)
+        self.rows += len(logits)
+        wave = (state.cross[0, 0].mean((1, 2, 3)) * 1e4 + state.length).sin()
+        logits[:, self.model.end_id] += 3 * wave.repeat_interleave(len(logits) // len(wave))
+        return logits
+
+
+@pytest.mark.parametrize("options", [
+    BeamOptions(num_beams=3), BeamOptions(num_beams=4, groups=2, num_return=2, diversity=0.5),
+    BeamOptions(num_beams=3, num_return=3, repetition_penalty=1.2)],
+    ids=["beams", "groups", "top 3"])
+def test_captions_do_not_depend_on_what_shares_the_batch(model, options):
+    """Pictures that are finished leave the batch, the others go on as if alone."""
+    images = torch.randn(12, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    decoder = Ending(model)
+    together, scores = beam_search(decoder, model.encode(images), options)
+    seen = decoder.rows
+    for n, (captions, row) in enumerate(zip(together, scores, strict=True)):
+        alone, alone_scores = beam_search(decoder, model.encode(images[n:n + 1]), options)
+        assert alone == [captions]
+        assert torch.allclose(alone_scores[0], row, atol=1e-5)
+    assert len({len(captions[0]) for captions in together}) > 2
+    words = options.max_length - len(model.prompt_ids)
+    assert seen < 12 + 12 * options.num_beams * (words - 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_half_precision_says_nearly_the_same(model, images, dtype):
+    _, whole = beam_search(StepDecoder(model), model.encode(images), BeamOptions())
+    with torch.autocast("cpu", dtype):
+        _, half = beam_search(StepDecoder(model, dtype), model.encode(images), BeamOptions())
+    assert torch.allclose(whole, half, atol=0.05)
+
+
 def test_sampled_captions_depend_on_their_own_seed_only(model, images):
     options = NucleusOptions(num_return=3)
-    together = nucleus_sample(model, model.encode(images), options, [1, 2, 3, 4])
-    alone = nucleus_sample(model, model.encode(images[2:3]), options, [3])
+    together = nucleus_sample(StepDecoder(model), model.encode(images), options, [1, 2, 3, 4])
+    alone = nucleus_sample(StepDecoder(model), model.encode(images[2:3]), options, [3])
     assert alone[0] == together[2]
     assert len({tuple(ids) for ids in together[0]}) == 3
 
 
 def test_diverse_beams_start_differently(model, images):
     options = BeamOptions(num_beams=3, groups=3, num_return=3, diversity=100.0)
-    captions, _ = beam_search(model, model.encode(images), options)
+    captions, _ = beam_search(StepDecoder(model), model.encode(images), options)
     assert all(len({ids[0] for ids in picture}) == 3 for picture in captions)
 
 

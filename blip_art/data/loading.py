@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from blip_art.data.captions import pre_caption
 from blip_art.data.datasets import Pair
 from blip_art.data.pictures import find_picture, read_picture
-from blip_art.data.transforms import eval_transform, train_transform
+from blip_art.data.transforms import eval_transform, smallest_side, train_transform
 from blip_art.files import PathLike
 
 
@@ -28,15 +28,16 @@ class TrainDataset(Dataset[Tuple[torch.Tensor, str]]):
             for pair in pairs for caption in pair.captions]
         self.images_root, self.seed = images_root, seed
         self.transform = train_transform(image_size)
+        self.smallest_side = smallest_side(image_size)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, key: Tuple[int, int]) -> Tuple[torch.Tensor, str]:
-        """The sample `index` as it is in `epoch`: (3, S, S), caption."""
+        """The sample `index` as it is in `epoch`: bytes (S, S, 3), caption."""
         epoch, index = key
         image, caption = self.samples[index]
-        picture = read_picture(find_picture(self.images_root, image))
+        picture = read_picture(find_picture(self.images_root, image), self.smallest_side)
         # Only the CPU generator: torch.manual_seed would reseed the GPUs' dropout as well.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
@@ -54,7 +55,7 @@ class PictureDataset(Dataset[Tuple[int, torch.Tensor]]):
         return len(self.images)
 
     def __getitem__(self, position: int) -> Tuple[int, torch.Tensor]:
-        """(position, (3, S, S))."""
+        """(position, bytes (S, S, 3))."""
         picture = read_picture(find_picture(self.images_root, self.images[position]))
         return position, self.transform(picture)
 

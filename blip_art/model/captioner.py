@@ -26,7 +26,6 @@ VITS: dict[str, tuple[str, dict[str, Any]]] = {
     "base": ("vit_base_patch16_384", {}),
     "large": ("vit_large_patch16_384", {"drop_path_rate": 0.1}),
 }
-IGNORED = -100
 
 
 class BlipCaptioner(nn.Module):
@@ -65,20 +64,29 @@ class BlipCaptioner(nn.Module):
         """Scores (B, L, vocabulary) of the token after each position."""
         return self.text_decoder.cls(self.hidden(self.encode(images), ids, mask))
 
-    def forward(self, images: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def counted(self, ids: torch.Tensor) -> torch.Tensor:
+        """Where in ids (B, L), flattened, the tokens stand that carry loss: no prompt, no padding.
+
+        Asked for ids that are still on the CPU, it makes nobody wait for a GPU.
+        """
+        carries = ids != self.pad_id
+        carries[:, :len(self.prompt_ids)] = False
+        return carries.flatten().nonzero()[:, 0]
+
+    def forward(self, images: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor,
+                counted: torch.Tensor | None = None) -> torch.Tensor:
         """Mean cross-entropy of the caption tokens, label-smoothed; prompt and padding masked.
 
         Args:
             images: (B, 3, S, S); ids, mask: (B, L) from CaptionTokenizer.encode.
+            counted: of `counted(ids)`.
         """
-        labels = ids.masked_fill(ids == self.pad_id, IGNORED)
-        labels[:, :len(self.prompt_ids)] = IGNORED
-        labels = labels[:, 1:]  # position i predicts token i + 1
-        states = self.hidden(self.encode(images), ids, mask)[:, :-1]
-        counted = labels != IGNORED
-        # 30,524 logits a position are the largest tensor of the step: only for counted ones.
-        logits = self.text_decoder.cls(states[counted])
-        return F.cross_entropy(logits.float(), labels[counted],
+        counted = self.counted(ids) if counted is None else counted
+        states = self.hidden(self.encode(images), ids, mask).flatten(0, 1)
+        # Position i - 1 predicts token i. 30,524 logits a position are the largest tensor of the
+        # step: only for counted ones.
+        logits = self.text_decoder.cls(states[counted - 1])
+        return F.cross_entropy(logits.float(), ids.flatten()[counted],
                                label_smoothing=self.config.label_smoothing)
 
     def set_grad_checkpointing(self) -> None:

@@ -1,6 +1,7 @@
 """Captions from the decoder: beam search, diverse beams and nucleus sampling.
 
-    ids, scores = beam_search(model, model.encode(images), BeamOptions(num_beams=3))
+    decoder = StepDecoder(model)
+    ids, scores = beam_search(decoder, model.encode(images), BeamOptions(num_beams=3))
 """
 
 from __future__ import annotations
@@ -8,15 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers import BertLMHeadModel
 
-from blip_art.model.captioner import BlipCaptioner
+from blip_art.model.step import State, StepDecoder
 
 NEVER = -1e9  # a score no real beam has; finite, so that adding to it stays ordered
 # transformers samples from the 50 likeliest tokens unless told otherwise; so did the original.
 TOP_K = 50
+# Finished pictures leave when at most this share goes on: leaving copies what the others have.
+LEAVE_AT = 0.75
 
 
 @dataclass(frozen=True)
@@ -42,66 +43,6 @@ class NucleusOptions:
     min_length: int = 5
     repetition_penalty: float = 1.1
     num_return: int = 1
-
-
-class StepDecoder:
-    """The text decoder one token at a time, with K rows a picture.
-
-    Cross-attention keys and values are computed once a picture. The K rows of a picture share
-    them by standing in the query's length dimension, so they are neither copied nor reordered.
-    """
-
-    def __init__(self, decoder: BertLMHeadModel, image_states: Tensor, rows: int,
-                 max_length: int) -> None:
-        self.embeddings = decoder.bert.embeddings
-        self.layers = decoder.bert.encoder.layer
-        self.head = decoder.cls
-        self.heads = decoder.config.num_attention_heads
-        self.rows = rows
-        self.length = 0
-        batch = image_states.shape[0]
-        self.cross = [(self._split(layer.crossattention.self.key(image_states)),
-                       self._split(layer.crossattention.self.value(image_states)))
-                      for layer in self.layers]  # (B, heads, patches, d) each
-        shape = (batch * rows, self.heads, max_length,
-                 decoder.config.hidden_size // self.heads)
-        self.past = [(image_states.new_empty(shape), image_states.new_empty(shape))
-                     for _ in self.layers]
-
-    def _split(self, x: Tensor) -> Tensor:
-        """(N, L, heads·d) → (N, heads, L, d)"""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        """Feed (B·K, T) new tokens; return the last position's logits (B·K, vocabulary)."""
-        x = self.embeddings(ids, past_key_values_length=self.length)
-        start, self.length = self.length, self.length + ids.shape[1]
-        for layer, past, cross in zip(self.layers, self.past, self.cross, strict=True):
-            x = self._self_attention(layer.attention, x, past, start)
-            x = self._cross_attention(layer.crossattention, x, cross)
-            x = layer.output(layer.intermediate(x), x)
-        return self.head(x[:, -1]).float()
-
-    def _self_attention(self, block, x: Tensor, past: tuple[Tensor, Tensor], start: int) -> Tensor:
-        keys, values = past  # (B·K, heads, max_length, d)
-        keys[:, :, start:self.length] = self._split(block.self.key(x))
-        values[:, :, start:self.length] = self._split(block.self.value(x))
-        out = F.scaled_dot_product_attention(
-            self._split(block.self.query(x)), keys[:, :, :self.length],
-            values[:, :, :self.length], is_causal=start == 0 and x.shape[1] > 1)
-        return block.output(out.transpose(1, 2).flatten(2), x)
-
-    def _cross_attention(self, block, x: Tensor, cross: tuple[Tensor, Tensor]) -> Tensor:
-        keys, values = cross  # (B, heads, patches, d): the rows of one picture share them
-        query = self._split(block.self.query(x).reshape(keys.shape[0], -1, x.shape[-1]))
-        out = F.scaled_dot_product_attention(query, keys, values)  # (B, heads, K·T, d)
-        return block.output(out.transpose(1, 2).flatten(2).view_as(x), x)
-
-    def reorder(self, parents: Tensor) -> None:
-        """Row i goes on from row parents[i]; parents are (B·K,), each inside its picture."""
-        for keys, values in self.past:
-            keys[:, :, :self.length] = keys[parents, :, :self.length]
-            values[:, :, :self.length] = values[parents, :, :self.length]
 
 
 class _Beams:
@@ -140,6 +81,11 @@ class _Beams:
         self._close(word + 1)
         return token.gather(1, kept), parent.gather(1, kept)
 
+    def keep(self, pictures: Tensor) -> None:
+        """Forget all pictures but some."""
+        for name in ("tokens", "scores", "done_tokens", "done_scores", "done", "open"):
+            setattr(self, name, getattr(self, name)[pictures])
+
     def _finish(self, tokens: Tensor, best: Tensor, ended: Tensor, length: int) -> None:
         """Let the ends among the K best candidates compete with the finished captions."""
         ended = ended & (torch.arange(ended.shape[1], device=ended.device) < self.beams)
@@ -171,7 +117,7 @@ def _penalize_repeats(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 
 @torch.inference_mode()
-def beam_search(model: BlipCaptioner, image_states: Tensor,
+def beam_search(decoder: StepDecoder, image_states: Tensor,
                 options: BeamOptions) -> tuple[list[list[list[int]]], Tensor]:
     """Beam search; with groups > 1, diverse beam search (Vijayakumar et al. 2016).
 
@@ -182,55 +128,105 @@ def beam_search(model: BlipCaptioner, image_states: Tensor,
         Token ids after the prompt, end token left out: [picture][num_return], best first; with
         groups, the best caption of each group in order. And their scores (B, num_return).
     """
-    batch, device = image_states.shape[0], image_states.device
-    per_group = max(1, options.num_beams // options.groups)
-    rows = per_group * options.groups
-    prompt = torch.tensor([model.prompt_ids], device=device)
-    prompt_length = prompt.shape[1]
-    words = options.max_length - prompt_length
+    model, batch = decoder.model, image_states.shape[0]
+    prompt = torch.tensor([model.prompt_ids], device=image_states.device)
+    words = options.max_length - prompt.shape[1]
     if words < 1:
         return [[[]] * options.num_return for _ in range(batch)], torch.zeros(
             batch, options.num_return)
-    groups = [_Beams(batch, per_group, prompt_length, options, model.end_id, device)
-              for _ in range(options.groups)]
-    decoder = StepDecoder(model.text_decoder, image_states, rows, options.max_length)
-    logits = decoder(prompt.expand(batch * rows, -1))
-    first_row = torch.arange(batch, device=device)[:, None] * rows
-    for word in range(words):
+    with torch.autocast(image_states.device.type, enabled=False):  # the decoder has its own types
+        state = decoder.look_at(image_states, options.max_length)
+        search = _Search(batch, prompt, options, model.end_id)
+        logits = decoder(state, prompt.expand(batch, -1)).repeat_interleave(search.rows, 0)
+        state.widen(search.rows)
+        for word in range(words):
+            tokens, parents = search.advance(logits, word)
+            if word == words - 1 or not (open_pictures := search.open_pictures()):
+                break
+            if len(open_pictures) <= LEAVE_AT * len(tokens):
+                pictures = torch.tensor(open_pictures, device=tokens.device)
+                tokens, parents = tokens[pictures], parents[pictures]
+                search.keep(pictures)
+                state.select(parents.flatten(), pictures)
+                # From here on the pictures that stayed are numbered anew.
+            else:
+                state.select(parents.flatten())
+            logits = decoder(state, tokens.view(-1, 1))
+    captions, scores = search.best()
+    return [[_until(ids, model.end_id) for ids in picture] for picture in captions.tolist()], scores
+
+
+class _Search:
+    """The groups of beams of a batch; pictures that are finished may leave it."""
+
+    def __init__(self, batch: int, prompt: Tensor, options: BeamOptions, end_id: int) -> None:
+        self.options, self.end_id, self.prompt = options, end_id, prompt
+        self.per_group = max(1, options.num_beams // options.groups)
+        self.rows = self.per_group * options.groups
+        self.groups = [_Beams(batch, self.per_group, prompt.shape[1], options, end_id,
+                              prompt.device) for _ in range(options.groups)]
+        self.pictures = torch.arange(batch, device=prompt.device)  # those in the batch
+        self.results = self._results()
+
+    def advance(self, logits: Tensor, word: int) -> tuple[Tensor, Tensor]:
+        """Choose word number `word` by logits (B·rows, vocabulary).
+
+        Returns:
+            The new tokens (B, rows), and the row of the batch that each continues.
+        """
+        batch = len(self.pictures)
         log_probs = logits.log_softmax(-1)
-        seen = torch.cat([prompt.expand(batch * rows, -1),
-                          torch.cat([g.tokens[:, :, :word] for g in groups], 1).flatten(0, 1)], 1)
-        log_probs = _penalize_repeats(log_probs, seen, options.repetition_penalty)
-        if prompt_length + word < options.min_length:
-            log_probs[:, model.end_id] = -torch.inf
-        by_group = log_probs.view(batch, options.groups, per_group, -1)
+        if self.options.repetition_penalty != 1.0:
+            said = torch.cat([g.tokens[:, :, :word] for g in self.groups], 1).flatten(0, 1)
+            seen = torch.cat([self.prompt.expand(batch * self.rows, -1), said], 1)
+            log_probs = _penalize_repeats(log_probs, seen, self.options.repetition_penalty)
+        if self.prompt.shape[1] + word < self.options.min_length:
+            log_probs[:, self.end_id] = -torch.inf
+        by_group = log_probs.view(batch, self.options.groups, self.per_group, -1)
+        first_row = torch.arange(batch, device=logits.device)[:, None] * self.rows
         tokens: list[Tensor] = []
         parents: list[Tensor] = []
-        for i, group in enumerate(groups):
-            scores = by_group[:, i]
-            if i and options.diversity:
-                taken = torch.cat(tokens, 1)
-                scores = scores.scatter_add(2, taken[:, None].expand(-1, per_group, -1), torch.full(
-                    (batch, per_group, taken.shape[1]), -options.diversity, device=device))
-            token, parent = group.advance(scores, word)
+        for i, group in enumerate(self.groups):
+            token, parent = group.advance(self._unlike(tokens, by_group[:, i]), word)
             tokens.append(token)
-            parents.append(first_row + i * per_group + parent)
-        if word == words - 1 or not any(bool(group.open.any()) for group in groups):
-            break
-        decoder.reorder(torch.cat(parents, 1).flatten())
-        logits = decoder(torch.cat(tokens, 1).view(-1, 1))
-    return _best(groups, options, model.end_id)
+            parents.append(first_row + i * self.per_group + parent)
+        return torch.cat(tokens, 1), torch.cat(parents, 1)
 
+    def _unlike(self, taken: list[Tensor], scores: Tensor) -> Tensor:
+        """Make tokens (B, K) of earlier groups less likely in the scores (B, K, V) of this one."""
+        if not taken or not self.options.diversity:
+            return scores
+        tokens = torch.cat(taken, 1)[:, None].expand(-1, scores.shape[1], -1)
+        return scores.scatter_add(2, tokens, torch.full_like(
+            tokens, -self.options.diversity, dtype=scores.dtype))
 
-def _best(groups: list[_Beams], options: BeamOptions,
-          end_id: int) -> tuple[list[list[list[int]]], Tensor]:
-    if len(groups) > 1:
-        tokens = torch.stack([g.done_tokens[:, 0] for g in groups], 1)
-        scores = torch.stack([g.done_scores[:, 0] for g in groups], 1)
-    else:
-        tokens = groups[0].done_tokens[:, :options.num_return]
-        scores = groups[0].done_scores[:, :options.num_return]
-    return [[_until(ids, end_id) for ids in picture] for picture in tokens.tolist()], scores
+    def open_pictures(self) -> list[int]:
+        """Positions in the batch that are not finished; the one thing the host waits for."""
+        flags = torch.stack([g.open[:, 0] for g in self.groups]).any(0).tolist()
+        return [position for position, is_open in enumerate(flags) if is_open]
+
+    def keep(self, pictures: Tensor) -> None:
+        """Let all other pictures leave."""
+        self._put()
+        self.pictures = self.pictures[pictures]
+        for group in self.groups:
+            group.keep(pictures)
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """The captions (B, num_return, words) of all pictures, and their scores."""
+        self._put()
+        return self.results
+
+    def _put(self) -> None:
+        for kept, now in zip(self.results, self._results(), strict=True):
+            kept[self.pictures] = now
+
+    def _results(self) -> tuple[Tensor, Tensor]:
+        if len(self.groups) > 1:
+            return (torch.stack([g.done_tokens[:, 0] for g in self.groups], 1),
+                    torch.stack([g.done_scores[:, 0] for g in self.groups], 1))
+        group, count = self.groups[0], self.options.num_return
+        return group.done_tokens[:, :count].clone(), group.done_scores[:, :count].clone()
 
 
 def _until(ids: list[int], end_id: int) -> list[int]:
@@ -238,37 +234,47 @@ def _until(ids: list[int], end_id: int) -> list[int]:
 
 
 @torch.inference_mode()
-def nucleus_sample(model: BlipCaptioner, image_states: Tensor, options: NucleusOptions,
+def nucleus_sample(decoder: StepDecoder, image_states: Tensor, options: NucleusOptions,
                    seeds: list[int]) -> list[list[list[int]]]:
     """Nucleus sampling (Holtzman et al. 2020): [picture][num_return] token ids after the prompt.
 
     Args:
         seeds: one a picture. A caption depends on its picture's seed only, never on the batch.
     """
-    batch, device, rows = image_states.shape[0], image_states.device, options.num_return
+    model, rows = decoder.model, options.num_return
+    batch, device = image_states.shape[0], image_states.device
     prompt = torch.tensor([model.prompt_ids], device=device)
     words = options.max_length - prompt.shape[1]
     if words < 1:
         return [[[]] * rows for _ in range(batch)]
     draws = torch.stack([torch.rand(rows, words, generator=torch.Generator().manual_seed(seed))
                          for seed in seeds]).flatten(0, 1).to(device)  # (B·rows, words)
-    ids = prompt.expand(batch * rows, -1)
-    decoder = StepDecoder(model.text_decoder, image_states, rows, options.max_length)
-    logits = decoder(ids)
-    ended = torch.zeros(batch * rows, dtype=torch.bool, device=device)
+    with torch.autocast(device.type, enabled=False):
+        state = decoder.look_at(image_states, options.max_length)
+        logits = decoder(state, prompt.expand(batch, -1)).repeat_interleave(rows, 0)
+        state.widen(rows)
+        ids = _sample(decoder, state, logits, prompt, draws, options)
+    texts = [_until(row, model.end_id) for row in ids[:, prompt.shape[1]:].tolist()]
+    return [texts[i:i + rows] for i in range(0, len(texts), rows)]
+
+
+def _sample(decoder: StepDecoder, state: State, logits: Tensor, prompt: Tensor, draws: Tensor,
+            options: NucleusOptions) -> Tensor:
+    """Token ids (B·rows, length), the prompt first, drawn by the uniform numbers `draws`."""
+    end_id, words = decoder.model.end_id, draws.shape[1]
+    ids = prompt.expand(len(draws), -1)
+    ended = torch.zeros(len(draws), dtype=torch.bool, device=draws.device)
     for word in range(words):
         logits = _penalize_repeats(logits, ids, options.repetition_penalty)
         if ids.shape[1] < options.min_length:
-            logits[:, model.end_id] = -torch.inf
-        token = _draw(logits, options.top_p, draws[:, word])
-        token = token.masked_fill(ended, model.end_id)
+            logits[:, end_id] = -torch.inf
+        token = _draw(logits, options.top_p, draws[:, word]).masked_fill(ended, end_id)
         ids = torch.cat([ids, token[:, None]], 1)
-        ended = ended | (token == model.end_id)
+        ended = ended | (token == end_id)
         if word == words - 1 or bool(ended.all()):
             break
-        logits = decoder(token[:, None])
-    texts = [_until(row, model.end_id) for row in ids[:, prompt.shape[1]:].tolist()]
-    return [texts[i:i + rows] for i in range(0, len(texts), rows)]
+        logits = decoder(state, token[:, None])
+    return ids
 
 
 def _draw(logits: Tensor, top_p: float, draw: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from blip_art.score.workers import MetricFailed, Workers
 
 # The longest that work may take: many times what was measured on one slow core.
 SECONDS_A_WORD = 0.1
-PARSE_LIMIT_A_COST = 20.0
+PARSE_LIMIT_A_COST = 100.0
 # METEOR's aligner slows with the square of the pairs of equal words: 400 times "the cat" against
 # itself takes 20 s, and what has ten times the pairs would take an hour.
 SECONDS_A_MATCH_SQUARED = 2e-9

@@ -24,7 +24,7 @@ from blip_art.score.workers import MetricFailed
 ODD = {"line_breaks": LINE_BREAKS, "half_characters": LONE_SURROGATES,
        "tabs": re.compile("\t"), "beyond_bmp": re.compile("[\U00010000-\U0010ffff]"),
        "emoji": re.compile("[\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff]")}
-# Words of a text whose parse takes half a minute of a core, as SPICE's cost is the cube.
+# Words of a text whose parse takes seconds of a core, as SPICE's cost is the cube.
 LONG_WORDS = 100
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from blip_art.config import Config, load_config
 from blip_art.data.datasets import Pair
 from blip_art.data.loading import TrainDataset
+from blip_art.data.transforms import to_input
 from blip_art.data.workers import worker_options
 from blip_art.distributed import (
     STOP_SIGNALS,
@@ -184,11 +185,12 @@ def train_epoch(t: Training, progress: Progress) -> None:
             moves = step + 1 == group_end
             t.stepper.set_lr(learning_rate(settings, epoch, step, batches.steps))
             ids, mask = t.tokenizer.encode(captions, config.model.max_tokens)
-            images, ids, mask = (x.to(world.device, non_blocking=True)
-                                 for x in (images, ids, mask))
+            images, ids, mask, counted = (x.to(world.device, non_blocking=True) for x in (
+                images, ids, mask, t.model.counted(ids)))
+            images = to_input(images)
             with nullcontext() if moves or world.size == 1 else t.ddp.no_sync():
                 with autocast(t.stepper.dtype, world.device):
-                    loss = t.ddp(images, ids, mask)
+                    loss = t.ddp(images, ids, mask, counted)
                 t.stepper.backward(loss, group_end - step // settings.accumulate
                                    * settings.accumulate)
             finite = loss.detach().isfinite()

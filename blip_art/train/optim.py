@@ -76,7 +76,7 @@ class Stepper:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, config), lr=config.lr, weight_decay=config.weight_decay,
-            fused=device.type == "cuda")
+            fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
 
     def set_lr(self, lr: float) -> None:

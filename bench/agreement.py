@@ -1,0 +1,129 @@
+"""Captions of a trained model beside transformers' on the same weights: the same tokens?
+
+    python bench/agreement.py RUN [--pictures 1000]      RUN: a finished run, such as runs/demo
+
+Ours in fp32, bf16 and fp16 and transformers' BlipForConditionalGeneration.generate in fp32, all
+with the run's own beams and lengths. Where tokens differ, both captions are scored by one model: a
+tie is what differs by 1e-5 at most. The table goes to bench/results/agreement.md and .json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import BlipForConditionalGeneration
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.side_by_side import write_table
+from blip_art.config import load_config
+from blip_art.data.datasets import load_pairs, unique_pictures
+from blip_art.data.loading import PictureDataset
+from blip_art.data.transforms import to_input
+from blip_art.files import RunDir
+from blip_art.model.captioner import BlipCaptioner, build_captioner
+from blip_art.model.decode import BeamOptions, beam_search
+from blip_art.model.hf import save_hf
+from blip_art.model.step import StepDecoder
+from blip_art.model.tokenizer import CaptionTokenizer
+from blip_art.model.weights import load_weights
+from blip_art.readable import pairs_file
+from blip_art.train.optim import autocast
+
+TIE, BATCH = 1e-5, 25
+TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+Captions = list[list[int]]
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Caption, compare, print and write the table."""
+    options = _options()
+    run = RunDir(options.run)
+    config = load_config(run.config)
+    tokenizer = CaptionTokenizer(config.model.tokenizer)
+    model = build_captioner(config.model, tokenizer).eval()
+    load_weights(model, str(run.weights(run.saved_epochs()[-1])))
+    pictures = unique_pictures([pair for split in ("val", "train") for pair in
+                                load_pairs(pairs_file(config, split), split)])[:options.pictures]
+    data = PictureDataset([picture.image for picture in pictures], config.data.images,
+                          config.model.image_size)
+    beams = BeamOptions(num_beams=config.generate.num_beams, max_length=config.generate.max_length,
+                        min_length=config.generate.min_length)
+    found: dict[str, Captions] = {name: [] for name in (*TYPES, "transformers")}
+    scores: dict[str, list[float]] = {name: [] for name in TYPES}
+    theirs: list[float] = []
+    decoders = {name: StepDecoder(model, dtype) for name, dtype in TYPES.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        save_hf(model, tokenizer, folder)
+        peer = BlipForConditionalGeneration.from_pretrained(folder).eval()
+    for first in tqdm(range(0, len(data), BATCH)):
+        last = min(first + BATCH, len(data))
+        images = to_input(torch.stack([data[n][1] for n in range(first, last)]))
+        for name, dtype in TYPES.items():
+            with autocast(dtype, images.device):
+                ids, score = beam_search(decoders[name], model.encode(images), beams)
+            found[name] += [candidates[0] for candidates in ids]
+            scores[name] += score[:, 0].tolist()
+        captions = _of_transformers(peer, model, images, beams)
+        found["transformers"] += captions
+        theirs += _scores(model, model.encode(images), captions, beams)
+    rows = [_row(name, found["fp32"], found[name], scores["fp32"], scores.get(name, theirs))
+            for name in ("transformers", "bf16", "fp16")]
+    write_table("agreement", f"python bench/agreement.py RUN --pictures {len(data)}", "cpu", rows)
+
+
+def _of_transformers(peer: Any, model: BlipCaptioner, images: Tensor,
+                     beams: BeamOptions) -> Captions:
+    # It drops the last token of what it is given, which its processor appends.
+    prompt = torch.tensor([[*model.prompt_ids, model.end_id]]).repeat(len(images), 1)
+    rows = peer.generate(
+        pixel_values=images, input_ids=prompt, attention_mask=torch.ones_like(prompt),
+        num_beams=beams.num_beams, max_length=beams.max_length, min_length=beams.min_length)
+    return [ids[:ids.index(model.end_id)] if model.end_id in ids else ids
+            for ids in rows[:, len(model.prompt_ids):].tolist()]
+
+
+def _scores(model: BlipCaptioner, states: Tensor, captions: Captions,
+            beams: BeamOptions) -> list[float]:
+    """What beam search would say of these captions: the mean of their log-probabilities."""
+    longest = beams.max_length - len(model.prompt_ids)
+    scores = []
+    for state, words in zip(states, captions, strict=True):
+        ended = words + [model.end_id] if len(words) < longest else words
+        ids = torch.tensor([[*model.prompt_ids, *ended]])
+        logits = model.text_decoder.cls(model.hidden(state[None], ids, torch.ones_like(ids)))
+        log_probs = logits[0, len(model.prompt_ids) - 1:-1].log_softmax(-1)
+        scores.append(float(log_probs.gather(1, torch.tensor(ended)[:, None]).sum()) / len(ended))
+    return scores
+
+
+def _row(name: str, ours: Captions, other: Captions, our_scores: list[float],
+         scores: list[float]) -> dict[str, Any]:
+    apart = [abs(a - b) for a, b in zip(our_scores, scores, strict=True)]
+    same = [a == b for a, b in zip(ours, other, strict=True)]
+    return {"beside ours in fp32": name, "pictures": len(ours),
+            "different captions": len({tuple(ids) for ids in ours}), "same tokens": sum(same),
+            "ties": sum(not equal and far <= TIE for equal, far in zip(same, apart, strict=True)),
+            "largest difference of scores, same tokens": max(
+                (far for equal, far in zip(same, apart, strict=True) if equal), default=0.0),
+            "largest, other tokens": max(
+                (far for equal, far in zip(same, apart, strict=True) if not equal), default=0.0)}
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", help="a finished run's folder")
+    parser.add_argument("--pictures", type=int, default=1000)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Seconds of a batch of captions: ours, transformers' BLIP and the original, in turn in one run.
+
+    python bench/caption.py [--batch 4 8] [--dtype fp32] [--original CLONE --python PYTHON]
+
+Beam search as the original evaluates: 3 beams, 5 to 20 tokens, 384 px, the same random weights and
+pictures for all; who gives the same tokens is counted. `floor` is our vision encoder alone. CLONE
+is a clone of the original's repository, PYTHON an environment for it (bench/peers/original.py says
+with what); it computes in fp32 whatever --dtype says, since it offers nothing else. Peers are
+processes of their own. The table goes to bench/results/caption_DEVICE_DTYPE.md and .json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.side_by_side import ROOT, in_turn, peers, write_table
+from bench.weights import make_weights
+
+
+def main() -> None:
+    """Measure, compare the captions, print and write the table."""
+    options = _options()
+    command = {"blip_art": [sys.executable, str(ROOT / "bench/peers/ours.py")],
+               "transformers": [sys.executable, str(ROOT / "bench/peers/hf.py")]}
+    if options.original:
+        command["original"] = [options.python, str(ROOT / "bench/peers/original.py")]
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        spec = {**make_weights(Path(name)), "device": options.device, "dtype": options.dtype,
+                "original": str(options.original), "work": "caption"}
+        with peers(command, spec) as asked:
+            for batch in options.batch:
+                requests = {peer: (peer, {"do": "caption", "batch": batch}) for peer in asked}
+                requests["floor"] = ("blip_art", {"do": "encode", "batch": batch})
+                rows.append(_row(batch, in_turn(asked, requests, options.rounds)))
+                print(rows[-1], flush=True)
+    write_table(f"caption_{options.device}_{options.dtype}", " ".join(
+        ["python bench/caption.py", *sys.argv[1:]]), options.device, rows)
+
+
+def _row(batch: int, answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    ours = answers["blip_art"]
+    seconds = {name: answer["seconds"] for name, answer in answers.items()}
+    row: dict[str, Any] = {"batch": batch}
+    row.update({f"{name}, s": value for name, value in seconds.items()})
+    for name in ("transformers", "original"):
+        if name in seconds:
+            same = sum(a == b for a, b in zip(ours["ids"], answers[name]["ids"], strict=True))
+            row[f"faster than {name}"] = seconds[name] / seconds["blip_art"]
+            row[f"same as {name}"] = f"{same} of {batch}"
+    row["of the floor"] = seconds["blip_art"] / seconds["floor"]
+    row["peak GB"] = ours["peak_gb"]
+    return row
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--batch", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--original", type=Path, help="a clone of the original")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter it runs in")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""blip-art in a benchmark; see serve.py."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Dict
+
+import torch
+
+from bench.peers.serve import Operation, pictures, serve
+from bench.weights import MODEL
+from blip_art.config import TrainConfig
+from blip_art.model.captioner import build_captioner
+from blip_art.model.decode import BeamOptions, beam_search
+from blip_art.model.step import StepDecoder
+from blip_art.model.tokenizer import CaptionTokenizer
+from blip_art.model.weights import load_weights
+from blip_art.train.optim import Stepper, autocast
+
+
+def build(spec: Dict[str, Any]) -> Dict[str, Operation]:
+    """The operations of a benchmark."""
+    device = torch.device(spec["device"])
+    dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[spec["dtype"]]
+    tokenizer = CaptionTokenizer(spec["tokenizer"])
+    model = build_captioner(MODEL, tokenizer)
+    load_weights(model, spec["pth"])
+    model.to(device).eval()
+    if spec["work"] == "train":
+        return {"train": functools.cache(functools.partial(_train, spec, model, tokenizer))}
+    decoder = StepDecoder(model, dtype)
+    # Weights are cast once for all batches, as predict.py does it.
+    block = autocast(dtype, device)
+    block.__enter__()
+
+    @functools.cache
+    def encode(batch: int) -> Operation:
+        images = pictures(spec, batch)
+
+        @torch.inference_mode()
+        def work() -> None:
+            model.encode(images)
+        return work
+
+    @functools.cache
+    def caption(batch: int) -> Operation:
+        images = pictures(spec, batch)
+
+        @torch.inference_mode()
+        def work() -> Dict[str, Any]:
+            ids, _ = beam_search(decoder, model.encode(images), BeamOptions())
+            return {"ids": [candidates[0] for candidates in ids]}
+        return work
+
+    return {"encode": encode, "caption": caption}
+
+
+def _train(spec: Dict[str, Any], model: Any, tokenizer: CaptionTokenizer, batch: int) -> Operation:
+    device = torch.device(spec["device"])
+    settings = TrainConfig(lr=1e-5, amp="off" if spec["dtype"] == "fp32" else spec["dtype"])
+    model.train()
+    stepper = Stepper(model, settings, device)
+    images = pictures(spec, batch)
+    ids, mask = tokenizer.encode(spec["texts"][:batch], 40)
+    ids, mask, counted = (x.to(device) for x in (ids, mask, model.counted(ids)))
+
+    def work() -> Dict[str, Any]:
+        with autocast(stepper.dtype, device):
+            loss = model(images, ids, mask, counted)
+        stepper.backward(loss)
+        stepper.step()
+        return {"loss": loss.item()}
+    return work
+
+
+if __name__ == "__main__":
+    serve(build)

@@ -1,0 +1,114 @@
+"""Peers side by side: one process each, the same weights and inputs, in turn A B A B.
+
+    with peers({"blip_art": [python, "bench/peers/ours.py"]}, spec) as asked:
+        seconds = in_turn(asked, {"do": "caption", "batch": 4}, rounds=3)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from blip_art.files import write_json, write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+Row = dict[str, Any]
+
+
+class Peer:
+    """A process that answers one JSON line with one."""
+
+    def __init__(self, command: Sequence[str], spec: Row) -> None:
+        self._process = subprocess.Popen(
+            [*command, json.dumps(spec)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
+                 "TOKENIZERS_PARALLELISM": "false"})
+
+    def ask(self, request: Row) -> Row:
+        """Its answer: {"seconds", …} of one piece of work."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"error: {' '.join(self._process.args[:2])} ended; "  # type: ignore
+                             "its last words are above")
+        answer: Row = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+
+
+@contextlib.contextmanager
+def peers(commands: dict[str, Sequence[str]], spec: Row) -> Iterator[dict[str, Peer]]:
+    """The started processes, by name."""
+    with contextlib.ExitStack() as stack:
+        yield {name: stack.enter_context(contextlib.closing(Peer(command, spec)))
+               for name, command in commands.items()}
+
+
+def in_turn(asked: dict[str, Peer], requests: dict[str, tuple[str, Row]],
+            rounds: int) -> dict[str, Row]:
+    """Every request once to warm up, then `rounds` times in turn.
+
+    Args:
+        requests: by the name of the row: the peer's name and what it is asked.
+
+    Returns:
+        For each the last answer, with the median of its "seconds".
+    """
+    for name, request in requests.values():
+        asked[name].ask(request)
+    answers: dict[str, list[Row]] = {row: [] for row in requests}
+    for _ in range(rounds):
+        for row, (name, request) in requests.items():
+            answers[row].append(asked[name].ask(request))
+    return {row: {**found[-1], "seconds": statistics.median(a["seconds"] for a in found)}
+            for row, found in answers.items()}
+
+
+def machine(device: str) -> dict[str, str]:
+    """What the figures were measured on."""
+    import torch
+
+    models = [line.partition(":")[2].strip() for line in
+              Path("/proc/cpuinfo").read_text().split("\n") if line.startswith("model name")]
+    gpu = {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
+    packages = {name: version(name) for name in ("torch", "transformers", "timm")}
+    return {**gpu, "cores": str(len(os.sched_getaffinity(0))),
+            "processor": models[0] if models else "unknown",
+            "load before": f"{os.getloadavg()[0]:.1f}", "python": platform.python_version(),
+            **packages}
+
+
+def write_table(name: str, command: str, device: str, rows: list[Row]) -> None:
+    """bench/results/<name>.md and .json; the table is printed too."""
+    found = {"command": command, "machine": machine(device), "rows": rows}
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |"
+              for row in rows]
+    about = ", ".join(f"{key} {value}" for key, value in found["machine"].items())  # type: ignore
+    text = "\n".join([*lines, "", f"`{command}`; {about}", ""])
+    RESULTS.mkdir(exist_ok=True)
+    write_json(RESULTS / f"{name}.json", found, indent=1)
+    write_text(RESULTS / f"{name}.md", text)
+    print(text)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

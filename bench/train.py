@@ -1,0 +1,100 @@
+"""Seconds of a training step: ours, transformers' BLIP and the original, in turn in one run.
+
+    python bench/train.py [--batch 4] [--dtype fp32] [--original CLONE --python PYTHON]
+
+Forward, backward and AdamW on the same random weights, pictures and captions, dropout as each has
+it (transformers' BLIP has none). See bench/caption.py for CLONE and PYTHON. The table goes to
+bench/results/train_DEVICE_DTYPE.md and .json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.side_by_side import ROOT, in_turn, peers, write_table
+from bench.weights import MODEL, make_weights
+from blip_art.model.captioner import build_captioner
+from blip_art.model.tokenizer import CaptionTokenizer
+
+TEXTS = ["a picture of a saint with a book and a lion at his feet",
+         "a picture of ship in storm, sailors, sea monster, lighthouse on a rock",
+         "a picture of head of a woman turned to the left",
+         "a picture of landscape with ruins and shepherds, river, bridge, evening, and a dog"]
+# Dense products of the H100 and V100, in 10^12 a second; others: no share is shown.
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "V100": 125.0}
+
+
+def main() -> None:
+    """Measure, print and write the table."""
+    options = _options()
+    command = {"blip_art": [sys.executable, str(ROOT / "bench/peers/ours.py")],
+               "transformers": [sys.executable, str(ROOT / "bench/peers/hf.py")]}
+    if options.original and options.dtype == "fp32":
+        command["original"] = [options.python, str(ROOT / "bench/peers/original.py")]
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        spec = {**make_weights(Path(name)), "device": options.device, "dtype": options.dtype,
+                "original": str(options.original), "work": "train",
+                "texts": TEXTS * (max(options.batch) // len(TEXTS) + 1)}
+        tokenizer = CaptionTokenizer(spec["tokenizer"])
+        with peers(command, spec) as asked:
+            for batch in options.batch:
+                answers = in_turn(asked, {
+                    peer: (peer, {"do": "train", "batch": batch}) for peer in asked},
+                    options.rounds)
+                flops = _flops(batch, spec["texts"][:batch], tokenizer)
+                rows.append(_row(batch, answers, flops, options.device))
+                print(rows[-1], flush=True)
+    write_table(f"train_{options.device}_{options.dtype}", " ".join(
+        ["python bench/train.py", *sys.argv[1:]]), options.device, rows)
+
+
+def _row(batch: int, answers: dict[str, dict[str, Any]], flops: int, device: str) -> dict[str, Any]:
+    seconds = {name: answer["seconds"] for name, answer in answers.items()}
+    row: dict[str, Any] = {"batch": batch}
+    row.update({f"{name}, s": value for name, value in seconds.items()})
+    row.update({f"faster than {name}": value / seconds["blip_art"]
+                for name, value in seconds.items() if name != "blip_art"})
+    row["peak GB"] = answers["blip_art"]["peak_gb"]
+    row["TFLOP/s"] = flops / seconds["blip_art"] / 1e12
+    if device == "cuda":
+        import torch
+
+        peak = next((value for name, value in PEAK_TFLOPS.items()
+                     if name in torch.cuda.get_device_name()), None)
+        row["MFU"] = row["TFLOP/s"] / peak if peak else "unknown"
+    return row
+
+
+def _flops(batch: int, texts: list[str], tokenizer: CaptionTokenizer) -> int:
+    """Of forward and backward, counted by torch for one picture and taken `batch` times."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    ids, mask = tokenizer.encode(texts, MODEL.max_tokens)
+    model = build_captioner(MODEL, tokenizer)
+    side = MODEL.image_size
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, side, side), ids[:1], mask[:1]).backward()
+    return counter.get_total_flops() * batch
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--batch", type=int, nargs="+", default=[4])
+    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--original", type=Path, help="a clone of the original")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter it runs in")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -63,7 +63,10 @@ def peers(commands: dict[str, Sequence[str]], spec: Row) -> Iterator[dict[str, P
 
 def in_turn(asked: dict[str, Peer], requests: dict[str, tuple[str, Row]],
             rounds: int) -> dict[str, Row]:
-    """Every request once to warm up, then `rounds` times in turn.
+    """Every request `rounds` times, in turn.
+
+    Before a peer is timed it does the same work untimed: while it waited for the others, the system
+    may have dropped its code from memory (seen: half as slow again, for the peers that are fast).
 
     Args:
         requests: by the name of the row: the peer's name and what it is asked.
@@ -71,11 +74,10 @@ def in_turn(asked: dict[str, Peer], requests: dict[str, tuple[str, Row]],
     Returns:
         For each the last answer, with the median of its "seconds".
     """
-    for name, request in requests.values():
-        asked[name].ask(request)
     answers: dict[str, list[Row]] = {row: [] for row in requests}
     for _ in range(rounds):
         for row, (name, request) in requests.items():
+            asked[name].ask(request)
             answers[row].append(asked[name].ask(request))
     return {row: {**found[-1], "seconds": statistics.median(a["seconds"] for a in found)}
             for row, found in answers.items()}

@@ -39,7 +39,7 @@ from blip_art.train.optim import amp_dtype, autocast
 def caption_batch(decoder: StepDecoder, tokenizer: CaptionTokenizer, images: Tensor,
                   options: GenerateConfig, seeds: list[int]) -> list[list[str]]:
     """Candidates [picture][options.captions] for (B, 3, S, S) normalized pictures."""
-    states = decoder.model.encode(images)
+    states = decoder.encode(images)
     lengths = {"max_length": options.max_length, "min_length": options.min_length}
     if options.method == "nucleus":
         ids = nucleus_sample(decoder, states, NucleusOptions(

@@ -131,6 +131,13 @@ def test_full_size_models_have_the_peers_shapes(tokenizer, vit, vision):
             == {name: tensor.shape for name, tensor in theirs.items()})
 
 
+@torch.inference_mode()
+def test_the_encoder_of_captions_is_the_models(model, images):
+    states = StepDecoder(model).encode(images)
+    assert torch.allclose(states, model.encode(images), atol=1e-5)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
 class Ending(StepDecoder):
     """Ends captions at lengths that differ from picture to picture, and counts the rows it saw."""
 

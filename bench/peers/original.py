@@ -32,6 +32,9 @@ def build(spec: Dict[str, Any]) -> Dict[str, Operation]:
     generate = model.text_decoder.generate
 
     def listened(**options: Any) -> Any:
+        # It repeats the pictures for their beams, which transformers has done itself since.
+        for name in ("encoder_hidden_states", "encoder_attention_mask"):
+            options[name] = options[name][::options["num_beams"]]
         said.append(generate(**options))
         return said[-1]
 

@@ -39,7 +39,7 @@ def build(spec: Dict[str, Any]) -> Dict[str, Operation]:
 
         @torch.inference_mode()
         def work() -> None:
-            model.encode(images)
+            decoder.encode(images)
         return work
 
     @functools.cache
@@ -48,7 +48,7 @@ def build(spec: Dict[str, Any]) -> Dict[str, Operation]:
 
         @torch.inference_mode()
         def work() -> Dict[str, Any]:
-            ids, _ = beam_search(decoder, model.encode(images), BeamOptions())
+            ids, _ = beam_search(decoder, decoder.encode(images), BeamOptions())
             return {"ids": [candidates[0] for candidates in ids]}
         return work
 

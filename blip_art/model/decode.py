@@ -1,7 +1,7 @@
 """Captions from the decoder: beam search, diverse beams and nucleus sampling.
 
     decoder = StepDecoder(model)
-    ids, scores = beam_search(decoder, model.encode(images), BeamOptions(num_beams=3))
+    ids, scores = beam_search(decoder, decoder.encode(images), BeamOptions(num_beams=3))
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The text decoder one token at a time: what stays the same is computed once and shared by beams.
 
     decoder = StepDecoder(model)
-    state = decoder.look_at(model.encode(images), max_length=20)
+    state = decoder.look_at(decoder.encode(images), max_length=20)
     logits = decoder(state, ids)                  # (B, T) → (B, vocabulary)
     state.widen(3); logits = decoder(state, ids)  # now three rows a picture: (3·B, 1)
 """
@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertLMHeadModel
 
 from blip_art.model.captioner import BlipCaptioner
+from blip_art.model.linear import FastLinear, fast_linears
 
 
 class StepDecoder:
@@ -35,15 +36,20 @@ class StepDecoder:
         self.embeddings = decoder.bert.embeddings
         self.layers = [_Layer(layer, self.dtype) for layer in decoder.bert.encoder.layer]
         head = decoder.cls.predictions
-        self.transform = _Linear(self.dtype, head.transform.dense)
+        self.transform = FastLinear(self.dtype, head.transform.dense)
         self.head_norm = head.transform.LayerNorm
-        self.words = _Linear(self.dtype, head.decoder)
+        self.words = FastLinear(self.dtype, head.decoder)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The model's `encode`, for inference; in half precision under autocast."""
+        with fast_linears(self.model.visual_encoder, self.dtype):
+            return self.model.encode(images)
 
     def look_at(self, image_states: Tensor, max_length: int) -> State:
         """What the decoder reads of pictures (B, patches, width), for at most max_length tokens."""
         batch, patches, _ = image_states.shape
         image_states = image_states.to(self.dtype)
-        width = self.layers[0].cross_states.weight.shape[0] // (2 * self.heads)
+        width = self.layers[0].cross_states.out_features // (2 * self.heads)
         cross = image_states.new_empty(
             len(self.layers), 2, batch, self.heads, patches, width)
         for layer, out in zip(self.layers, cross, strict=True):
@@ -65,7 +71,7 @@ class StepDecoder:
             x = layer.self_norm(layer.self_out(out.transpose(1, 2).flatten(2)) + x)
             # The rows of a picture stand in the length of its query: they share keys and values.
             query, = self._split(layer.cross_query(x).view(cross.shape[1], -1, x.shape[-1]), 1)
-            out = F.scaled_dot_product_attention(query, *cross)  # (B, heads, rows·T, d)
+            out = _attention(query, *cross)  # (B, heads, rows·T, d)
             out = out.transpose(1, 2).reshape(x.shape)
             x = layer.cross_norm(layer.cross_out(out) + x)
             x = layer.norm(layer.down(F.gelu(layer.up(x))) + x)
@@ -106,30 +112,26 @@ class State:
             self.cross = self.cross.index_select(2, pictures)
 
 
-class _Linear:
-    """Several linear maps of the same input as one."""
-
-    def __init__(self, dtype: torch.dtype, *maps: nn.Linear) -> None:
-        weights, biases = [m.weight.detach() for m in maps], [m.bias.detach() for m in maps]
-        self.weight = (torch.cat(weights) if len(maps) > 1 else weights[0]).to(dtype)
-        self.bias = (torch.cat(biases) if len(maps) > 1 else biases[0]).to(dtype)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
-
-
 class _Layer:
     """BERT's layer (Devlin et al. 2018) with cross-attention, in BLIP's order."""
 
     def __init__(self, layer: Any, dtype: torch.dtype) -> None:
         own, cross = layer.attention.self, layer.crossattention.self
-        self.self_qkv = _Linear(dtype, own.query, own.key, own.value)
-        self.self_out = _Linear(dtype, layer.attention.output.dense)
+        self.self_qkv = FastLinear(dtype, own.query, own.key, own.value)
+        self.self_out = FastLinear(dtype, layer.attention.output.dense)
         self.self_norm = layer.attention.output.LayerNorm
-        self.cross_query = _Linear(dtype, cross.query)
-        self.cross_states = _Linear(dtype, cross.key, cross.value)
-        self.cross_out = _Linear(dtype, layer.crossattention.output.dense)
+        self.cross_query = FastLinear(dtype, cross.query)
+        self.cross_states = FastLinear(dtype, cross.key, cross.value, few_rows=False)
+        self.cross_out = FastLinear(dtype, layer.crossattention.output.dense)
         self.cross_norm = layer.crossattention.output.LayerNorm
-        self.up = _Linear(dtype, layer.intermediate.dense)
-        self.down = _Linear(dtype, layer.output.dense)
+        self.up = FastLinear(dtype, layer.intermediate.dense)
+        self.down = FastLinear(dtype, layer.output.dense)
         self.norm = layer.output.LayerNorm
+
+
+def _attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Of few queries to many keys, for which the CPU's fused kernel is the slower way."""
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, keys, values)
+    weights = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    return weights.softmax(-1) @ values

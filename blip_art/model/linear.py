@@ -1,0 +1,73 @@
+"""Linear maps as inference wants them: several in one, in one type, and on the CPU through oneDNN.
+
+    both = FastLinear(torch.bfloat16, query, key); x = both(x)
+    with fast_linears(model.visual_encoder): model.encode(images)
+
+torch's own path on the CPU is MKL, which on AMD's processors does less than half of what oneDNN
+does, and on any a quarter where a batch has few rows, as one step of a decoder has
+(bench/results/caption_cpu_fp32.md has what it comes to).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Rows that a decoder's step has about: the layout of weights is chosen for them.
+FEW_ROWS = 16
+_ONEDNN = ("_linear_pointwise", "_reorder_linear_weight")
+
+
+class FastLinear:
+    """Several linear maps of the same input as one, for inference only: no gradients."""
+
+    def __init__(self, dtype: torch.dtype, *maps: nn.Linear, few_rows: bool = True) -> None:
+        """Copy the weights where that makes one of several, another type or another layout.
+
+        Args:
+            few_rows: whether inputs have about as many rows as beams; else thousands.
+        """
+        with torch.no_grad():
+            self.weight = _one([m.weight.detach() for m in maps]).to(dtype)
+            self.bias = _one([m.bias.detach() for m in maps]).to(dtype)
+            self.out_features = len(self.bias)
+            self._onednn = _has_onednn(self.weight)
+            if self._onednn and few_rows:
+                self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, FEW_ROWS)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.to(self.bias.dtype)
+        if not self._onednn:
+            return F.linear(x, self.weight, self.bias)
+        # The operator behind torch.compile's; it is not public, so its absence is borne.
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+@contextlib.contextmanager
+def fast_linears(module: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Inside, all linear maps of a module are fast; nothing changes on a GPU."""
+    fast = [m for m in module.modules() if isinstance(m, nn.Linear) and _has_onednn(m.weight)]
+    for linear in fast:
+        # An attribute of its own hides the method until it is deleted.
+        vars(linear)["forward"] = FastLinear(dtype or linear.weight.dtype, linear, few_rows=False)
+    try:
+        yield
+    finally:
+        for linear in fast:
+            del vars(linear)["forward"]
+
+
+def _one(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _has_onednn(weight: Tensor) -> bool:
+    operators: Any = torch.ops.mkldnn
+    return (weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+            and weight.dtype in (torch.float32, torch.bfloat16)
+            and all(hasattr(operators, name) for name in _ONEDNN))

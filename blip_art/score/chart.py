@@ -11,9 +11,10 @@ added eight at a time. Of the CKY algorithm: Jurafsky and Martin, Speech and Lan
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
-import shutil
+from pathlib import Path
 from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 import numba
@@ -115,8 +116,9 @@ def compile_all() -> None:
     try:
         _try_all()
     except DAMAGED:
-        # A file there cannot be read, or none be written; then what was compiled is kept here.
-        shutil.rmtree(os.environ.get("NUMBA_CACHE_DIR", ""), ignore_errors=True)
+        # A file there cannot be read: away with ours. Or none be written: now it is compiled.
+        for path in Path(_fill.stats.cache_path or "/nowhere").glob("chart.*.nb?"):
+            path.unlink(missing_ok=True)
         _try_all()
 
 
@@ -131,8 +133,10 @@ def _try_all() -> None:
 def _compiled(function: Callable[..., Any]) -> Any:
     # Scores are never NaN: without a word on that, a maximum would be five instructions.
     # Kept only where somebody says where, not beside this file as numba would.
-    return numba.njit(nogil=True, fastmath={"nnan", "nsz"}, boundscheck=False,
-                      cache="NUMBA_CACHE_DIR" in os.environ)(function)
+    options = {"nogil": True, "fastmath": {"nnan", "nsz"}, "boundscheck": False}
+    with contextlib.suppress(RuntimeError):  # no folder there that can be written to
+        return numba.njit(cache="NUMBA_CACHE_DIR" in os.environ, **options)(function)
+    return numba.njit(**options)(function)
 
 
 @intrinsic

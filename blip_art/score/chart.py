@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
@@ -133,10 +134,10 @@ def _try_all() -> None:
 def _compiled(function: Callable[..., Any]) -> Any:
     # Scores are never NaN: without a word on that, a maximum would be five instructions.
     # Kept only where somebody says where, not beside this file as numba would.
-    options = {"nogil": True, "fastmath": {"nnan", "nsz"}, "boundscheck": False}
+    njit = partial(numba.njit, nogil=True, fastmath={"nnan", "nsz"}, boundscheck=False)
     with contextlib.suppress(RuntimeError):  # no folder there that can be written to
-        return numba.njit(cache="NUMBA_CACHE_DIR" in os.environ, **options)(function)
-    return numba.njit(**options)(function)
+        return njit(cache="NUMBA_CACHE_DIR" in os.environ)(function)
+    return njit()(function)
 
 
 @intrinsic

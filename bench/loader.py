@@ -41,9 +41,9 @@ from blip_art.data.transforms import (
     CLIP_STD,
     OPERATIONS,
     RandAugment,
+    TrainTransform,
     smallest_side,
     to_input,
-    train_transform,
 )
 
 PICTURES, BATCH = 64, 16
@@ -71,7 +71,7 @@ def main() -> None:
     plain = Compose([
         RandomResizedCrop(options.side, scale=(0.5, 1.0), interpolation=InterpolationMode.BICUBIC),
         RandomHorizontalFlip(), EveryOperation(2, 5), ToTensor(), Normalize(CLIP_MEAN, CLIP_STD)])
-    ours, side = train_transform(options.side), smallest_side(options.side)
+    ours, side = TrainTransform(options.side), smallest_side(options.side)
     with tempfile.TemporaryDirectory() as name:
         files = (sorted(options.pictures.glob("*.jpg"))[:PICTURES] if options.pictures
                  else _drawn(Path(name)))

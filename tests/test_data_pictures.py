@@ -17,10 +17,11 @@ from blip_art.data.transforms import (
     CLIP_MEAN,
     CLIP_STD,
     OPERATIONS,
+    EvalTransform,
     RandAugment,
-    eval_transform,
     to_input,
 )
+from blip_art.data.workers import worker_options
 from blip_art.errors import UserError
 
 torch.set_num_threads(1)
@@ -138,7 +139,8 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(dataset, epoch, inde
 
 def test_workers_draw_what_the_process_itself_draws(dataset):
     keys = [[(1, 0), (1, 1)], [(1, 2), (1, 3)]]
-    loader = torch.utils.data.DataLoader(dataset, batch_sampler=keys, num_workers=2)
+    loader = torch.utils.data.DataLoader(dataset, batch_sampler=keys, num_workers=2,
+                                         **worker_options(2))
     for batch, batch_keys in zip(loader, keys, strict=True):
         for picture, key in zip(batch[0], batch_keys, strict=True):
             assert torch.equal(picture, dataset[key][0])
@@ -153,7 +155,7 @@ def test_epochs_and_seeds_augment_differently(dataset):
 
 def test_evaluation_squeezes_the_whole_picture_and_normalizes_as_clip():
     grey = Image.new("RGB", (90, 30), (51, 102, 153))
-    [tensor] = to_input(eval_transform(32)(grey)[None])
+    [tensor] = to_input(EvalTransform(32)(grey)[None])
     expected = (torch.tensor([0.2, 0.4, 0.6]) - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
     assert tensor.shape == (3, 32, 32)
     assert torch.allclose(tensor[:, 5, 20], expected)

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from blip_art.data.captions import pre_caption
 from blip_art.data.datasets import Pair
 from blip_art.data.pictures import find_picture, read_picture
-from blip_art.data.transforms import eval_transform, smallest_side, train_transform
+from blip_art.data.transforms import EvalTransform, TrainTransform, smallest_side
 from blip_art.files import PathLike
 
 
@@ -27,7 +27,7 @@ class TrainDataset(Dataset[Tuple[torch.Tensor, str]]):
             (pair.image, prompt + pre_caption(caption, max_words))
             for pair in pairs for caption in pair.captions]
         self.images_root, self.seed = images_root, seed
-        self.transform = train_transform(image_size)
+        self.transform = TrainTransform(image_size)
         self.smallest_side = smallest_side(image_size)
 
     def __len__(self) -> int:
@@ -49,7 +49,7 @@ class PictureDataset(Dataset[Tuple[int, torch.Tensor]]):
 
     def __init__(self, images: Sequence[str], images_root: PathLike, image_size: int) -> None:
         self.images, self.images_root = list(images), images_root
-        self.transform = eval_transform(image_size)
+        self.transform = EvalTransform(image_size)
 
     def __len__(self) -> int:
         return len(self.images)

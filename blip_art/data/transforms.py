@@ -1,6 +1,6 @@
 """Pictures to tensors as BLIP was trained: crops and RandAugment, or a plain resize.
 
-    pixels = train_transform(384)(picture)  # (384, 384, 3) bytes, random from torch's generator
+    pixels = TrainTransform(384)(picture)  # (384, 384, 3) bytes, random from torch's generator
     images = to_input(torch.stack([pixels]))  # (1, 3, 384, 384), normalized
 
 Bytes to the end: floats of a picture are four times as many, to make, to send between processes
@@ -25,35 +25,41 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 FILL = [128, 128, 128]
 HIGHEST_LEVEL = 10
-Transform = Callable[[Image.Image], torch.Tensor]
 # Of a picture's area and of width to height.
 CROP_SCALE, CROP_RATIO = (0.5, 1.0), (3 / 4, 4 / 3)
 
 
-def train_transform(image_size: int) -> Transform:
+class TrainTransform:
     """Random crop, flip and RandAugment(2, 5): (S, S, 3) bytes.
 
-    torch resizes bytes about six times as fast as Pillow, to within a grey level of it.
+    torch resizes bytes several times as fast as Pillow, to within a grey level of it
+    (bench/results/loader.md).
     """
-    augment = RandAugment(count=2, level=5)
-    size = (image_size, image_size)
 
-    def transform(picture: Image.Image) -> torch.Tensor:
+    def __init__(self, image_size: int) -> None:
+        self.size = (image_size, image_size)
+        self.augment = RandAugment(count=2, level=5)
+
+    def __call__(self, picture: Image.Image) -> torch.Tensor:
         top, left, height, width = RandomResizedCrop.get_params(
             picture, list(CROP_SCALE), list(CROP_RATIO))
         crop = _pixels(picture)[top:top + height, left:left + width]
         # Strides as of a channels-last batch, for which torch has the fast code.
-        resized = interpolate(crop.permute(2, 0, 1)[None], size, mode="bicubic", antialias=True)
+        resized = interpolate(crop.permute(2, 0, 1)[None], self.size, mode="bicubic",
+                              antialias=True)
         if torch.rand(1) < 0.5:
             resized = resized.flip(-1)
-        return _pixels(augment(Image.fromarray(resized[0].permute(1, 2, 0).numpy())))
-    return transform
+        return _pixels(self.augment(Image.fromarray(resized[0].permute(1, 2, 0).numpy())))
 
 
-def eval_transform(image_size: int) -> Transform:
+class EvalTransform:
     """The whole picture, squeezed to a square, (S, S, 3) bytes; by Pillow, as the original."""
-    size = (image_size, image_size)
-    return lambda picture: _pixels(picture.resize(size, Image.Resampling.BICUBIC))
+
+    def __init__(self, image_size: int) -> None:
+        self.size = (image_size, image_size)
+
+    def __call__(self, picture: Image.Image) -> torch.Tensor:
+        return _pixels(picture.resize(self.size, Image.Resampling.BICUBIC))
 
 
 def smallest_side(image_size: int) -> int:

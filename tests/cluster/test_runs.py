@@ -59,7 +59,8 @@ def test_a_signal_saves_and_queues_again(runs: Runs, undisturbed: RunDir, time: 
 
 @each_time
 def test_a_time_limit_saves_and_queues_again(runs: Runs, undisturbed: RunDir, time: int) -> None:
-    run = runs.train(f"limit{time}", time_min=2, signal_delay_s=70)
+    # Saved at every step, it takes longer than the 50 s until the signal.
+    run = runs.train(f"limit{time}", "train.save_every_min=0.0001", time_min=2, signal_delay_s=70)
     runs.wait(run, timeout=600)
     assert runs.starts(run) > 1
     assert last_weights(run) == last_weights(undisturbed)

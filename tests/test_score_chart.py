@@ -117,7 +117,7 @@ def test_the_best_tree_is_the_best_of_all(binary: list[Rule], unary: list[Rule],
 
 
 def test_a_damaged_file_of_what_was_compiled_is_replaced(tmp_path: Path) -> None:
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "compiled")}
+    environment = {**os.environ, "BLIP_ART_COMPILED": str(tmp_path / "compiled")}
     command = [sys.executable, "-c", "from blip_art.score import chart; chart.compile_all()"]
     subprocess.run(command, env=environment, check=True)
     indexes = sorted(tmp_path.rglob("*.nbi"))
@@ -125,4 +125,20 @@ def test_a_damaged_file_of_what_was_compiled_is_replaced(tmp_path: Path) -> None
     for path in indexes:
         path.write_bytes(path.read_bytes()[:-20])
     subprocess.run(command, env=environment, check=True)
+    assert len([*tmp_path.rglob("*.nbi")]) == len(indexes)
     assert all(path.stat().st_size > 1000 for path in tmp_path.rglob("*.nbi"))
+
+
+FULL_DISK = """
+from numba.core.caching import IndexDataCacheFile
+def save(*_): raise OSError(28, "No space left on device")
+IndexDataCacheFile.save = save
+from blip_art.score import chart
+chart.compile_all()
+"""
+
+
+def test_a_full_disk_only_means_that_nothing_is_kept(tmp_path: Path) -> None:
+    environment = {**os.environ, "BLIP_ART_COMPILED": str(tmp_path / "compiled")}
+    subprocess.run([sys.executable, "-c", FULL_DISK], env=environment, check=True)
+    assert not [*tmp_path.rglob("*.nbi")]

@@ -49,7 +49,7 @@ class Site:
     cpu_cpus: int = 8
     """CPU cores of a scoring job."""
     cpu_mem_gb: int = 16
-    """Memory of a scoring job; Java takes its heap from it."""
+    """Memory of a scoring job; Java's heap and the parser's charts come out of it."""
     time_min: int = 24 * 60
     """Time limit of a GPU job. A training that needs more is queued again and goes on."""
     cpu_time_min: int = 24 * 60

@@ -9,8 +9,9 @@ and to the GPU, which normalizes them in no time.
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Callable, Dict
+from typing import Callable, Dict, Tuple
 
 import numpy as np
 import torch
@@ -69,10 +70,17 @@ def smallest_side(image_size: int) -> int:
 
 def to_input(pixels: torch.Tensor) -> torch.Tensor:
     """Bytes (B, S, S, 3), on any device, to the model's normalized (B, 3, S, S) fp32."""
-    mean, std = (torch.tensor(values, device=pixels.device)[:, None, None]
-                 for values in (CLIP_MEAN, CLIP_STD))
+    mean, std = _mean_and_std(pixels.device)
     images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     return images.div_(255).sub_(mean).div_(std)
+
+
+@functools.cache
+def _mean_and_std(device: torch.device) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Sent once: the host waits for what it sends."""
+    with torch.inference_mode(False):
+        return (torch.tensor(CLIP_MEAN, device=device)[:, None, None],
+                torch.tensor(CLIP_STD, device=device)[:, None, None])
 
 
 def _pixels(picture: Image.Image) -> torch.Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 # Rows that a decoder's step has about: the layout of weights is chosen for them.
 FEW_ROWS = 16
-_ONEDNN = ("_linear_pointwise", "_reorder_linear_weight")
+_ONEDNN = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
 
 
 class FastLinear:
@@ -69,5 +69,6 @@ def _one(parts: list[Tensor]) -> Tensor:
 def _has_onednn(weight: Tensor) -> bool:
     operators: Any = torch.ops.mkldnn
     return (weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-            and weight.dtype in (torch.float32, torch.bfloat16)
-            and all(hasattr(operators, name) for name in _ONEDNN))
+            and all(hasattr(operators, name) for name in _ONEDNN)
+            and (weight.dtype is torch.float32 or weight.dtype is torch.bfloat16
+                 and operators._is_mkldnn_bf16_supported()))

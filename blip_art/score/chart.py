@@ -12,6 +12,7 @@ added eight at a time. Of the CKY algorithm: Jurafsky and Martin, Speech and Lan
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pickle
 from functools import partial
@@ -20,6 +21,7 @@ from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 import numba
 import numpy as np
+from llvmlite import binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -29,9 +31,10 @@ LANES = 8
 DEAD = np.float32(-np.inf)
 NOWHERE = np.int16(np.iinfo(np.int16).max)
 LONGEST = int(NOWHERE) - LANES
-# Of all the memory a chart could need, texts used at most .6; pages not used cost nothing.
-BYTES_A_WORD_SQUARED, BYTES_A_WORD = 20_000, 300_000
-# What numba raises for a damaged file of its own, or a full disk.
+# Of a chart in which every state has a score everywhere; texts used at most .6 of it.
+BYTES_A_WORD_SQUARED, BYTES_A_WORD = 26_000, 300_000
+# What numba raises for a damaged file of its own, or a full disk, once a function.
+MOST_TRIES = 8
 DAMAGED = (OSError, EOFError, ValueError, KeyError, AttributeError, ImportError, IndexError,
            pickle.UnpicklingError)
 # A node has at most two children; chains of single ones are short, but a grammar might loop.
@@ -98,9 +101,13 @@ def best_tree(grammar: Grammar, first: np.ndarray) -> Optional[List[Tuple[int, i
     Returns:
         (state, start, number of children) each; a node without children is a word's category.
         None if the grammar has no tree.
+
+    Raises:
+        MemoryError: there was not enough, or the numbers of a sentence so long do not fit.
     """
     words, states = first.shape
-    assert words <= LONGEST, words
+    if words > LONGEST:
+        raise MemoryError
     chart = Chart(np.empty(states * words * (words // 2 + 1) + LANES + words + 1, np.float32),
                   np.zeros((words, states), np.int64),
                   np.full((words, states), NOWHERE, np.int16),
@@ -108,19 +115,23 @@ def best_tree(grammar: Grammar, first: np.ndarray) -> Optional[List[Tuple[int, i
     _fill(grammar, chart, first)
     nodes = np.empty((NODES_A_WORD * words, 3), np.int64)
     count = _extract(grammar, chart, words, nodes)
-    assert count >= 0, f"a tree of more than {len(nodes)} nodes"
+    if count < 0:
+        raise MemoryError
     return [tuple(node) for node in nodes[:count].tolist()] or None
 
 
 def compile_all() -> None:
-    """Compile: seconds, unless $NUMBA_CACHE_DIR names a folder with the result."""
-    try:
-        _try_all()
-    except DAMAGED:
-        # A file there cannot be read: away with ours. Or none be written: now it is compiled.
-        for path in Path(_fill.stats.cache_path or "/nowhere").glob("chart.*.nb?"):
-            path.unlink(missing_ok=True)
-        _try_all()
+    """Compile: seconds, unless $BLIP_ART_COMPILED names a folder with the result."""
+    for _ in range(MOST_TRIES):
+        try:
+            _try_all()
+            return
+        except DAMAGED:
+            # A file cannot be read: away with ours. Or one cannot be written: then its function
+            # is compiled all the same, and the next one's turn comes.
+            for path in Path(_fill.stats.cache_path or "/nowhere").glob("chart.*.nb?"):
+                path.unlink(missing_ok=True)
+    _try_all()
 
 
 def _try_all() -> None:
@@ -131,12 +142,29 @@ def _try_all() -> None:
                       score, flags, flags, 0), np.full((2, 2), DEAD))
 
 
+def _kept_in() -> str:
+    """Where compiled code may stay: a folder for this processor, this file and this numba.
+
+    numba names its files by the function alone, and those who start together on other processors,
+    or before and after a change, might leave one's index beside the other's code.
+    """
+    if not os.environ.get("BLIP_ART_COMPILED"):
+        return ""
+    made_of = (numba.__version__, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten(),
+               Path(__file__).read_text(encoding="utf-8"))
+    key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
+    return str(Path(os.environ["BLIP_ART_COMPILED"], key))
+
+
+KEPT_IN = _kept_in()
+numba.config.CACHE_DIR = KEPT_IN  # type: ignore[attr-defined]
+
+
 def _compiled(function: Callable[..., Any]) -> Any:
     # Scores are never NaN: without a word on that, a maximum would be five instructions.
-    # Kept only where somebody says where, not beside this file as numba would.
     njit = partial(numba.njit, nogil=True, fastmath={"nnan", "nsz"}, boundscheck=False)
     with contextlib.suppress(RuntimeError):  # no folder there that can be written to
-        return njit(cache="NUMBA_CACHE_DIR" in os.environ)(function)
+        return njit(cache=bool(KEPT_IN))(function)
     return njit()(function)
 
 
@@ -191,7 +219,8 @@ def _fill(grammar, chart, words):
     ending_at = np.empty(states, np.int64)
     nearest = np.empty(states, np.int16)
     farthest = np.empty(states, np.int16)
-    usable = (np.empty(states, np.int32), np.empty(states, np.int16), np.empty(states, np.int16))
+    most = np.max(grammar.binary_at[1:] - grammar.binary_at[:-1]) + 1
+    usable = (np.empty(most, np.int32), np.empty(most, np.int16), np.empty(most, np.int16))
     climbers = np.flatnonzero(grammar.closed_at[1:] > grammar.closed_at[:-1])
     used = length + 1
     for end in range(1, length + 1):

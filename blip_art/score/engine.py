@@ -61,13 +61,16 @@ class Engine:
             progress: whether to draw bars when stderr is a terminal.
         """
         self._cache = cache or corenlp.cache_folder(environ)
-        self._setup = replace(java.java_setup(java_home, heap_mb, threads, environ),
-                              compiled=_writable(self._cache / "compiled"))
         self._progress = progress
         self._parser: Parser = parser or JavaParser(self)
         self.parses_file = Path(
             parses or environ.get("BLIP_ART_PARSES") or self._cache / FILE_NAME).expanduser()
         """Where parses are remembered."""
+        # A job's cache is read-only; it remembers parses where it can write.
+        compiled = (_writable(self._cache / "compiled")
+                    or _writable(self.parses_file.parent / "compiled"))
+        self._setup = replace(java.java_setup(java_home, heap_mb, threads, environ),
+                              compiled=compiled)
         self._stored: Optional[ParseCache] = None
         self._answers = Answers(self.parses_file, self._setup.version)
         self._tokens: Dict[str, str] = {}

@@ -77,7 +77,8 @@ class JavaSetup:
     def environment(self, environ: Mapping[str, str]) -> Dict[str, str]:
         """The worker's environment: the job's, without what would overrule `options`."""
         kept = {key: value for key, value in environ.items()
-                if key not in ("_JAVA_OPTIONS", "JAVA_TOOL_OPTIONS", "CLASSPATH")}
+                if key not in ("_JAVA_OPTIONS", "JAVA_TOOL_OPTIONS", "CLASSPATH")
+                and not key.startswith("NUMBA_")}
         if hasattr(signal, "SIGRTMIN"):
             # HotSpot suspends threads with SIGUSR2, the very signal Slurm warns a job with.
             kept["_JAVA_SR_SIGNUM"] = str(signal.SIGRTMIN + 6)

@@ -73,8 +73,8 @@ class Memory:
         self._changed = threading.Condition()
 
     def could_hold(self, size_mb: int) -> bool:
-        """False for what has no chance even alone (estimates are rather high than low)."""
-        return size_mb <= 1.5 * self._all
+        """False for what has no chance even alone."""
+        return size_mb <= self._all
 
     def lent(self, size_mb: int) -> _Loan:
         return _Loan(self, min(size_mb, self._all))

@@ -8,6 +8,7 @@ stands `chart.best_tree`, with the grammar read from CoreNLP's model.
 
 from __future__ import annotations
 
+import threading
 from itertools import chain
 from typing import Any, Callable, Iterable, List, Sequence, Tuple
 
@@ -93,10 +94,7 @@ class _WordScores:
     def __init__(self, java: Java, parser: Any) -> None:
         self._n_states, self._n_tags = int(parser.stateIndex.size()), int(parser.tagIndex.size())
         self._fill = jpype.JClass("java.util.Arrays").fill
-        # Where it writes what nobody will read.
-        self._scores = jpype.JArray(jpype.JFloat)(self._n_states)
-        self._extents = jpype.JArray(jpype.JInt)(self._n_states)
-        self._tags = jpype.JArray(jpype.JBoolean)(self._n_tags)
+        self._unread = threading.local()
         self._constraint = java.find("spice", "edu.stanford.nlp.parser.common.ParserConstraint")
         self._list = jpype.JClass("java.util.ArrayList")
         self._any = jpype.JClass("java.util.regex.Pattern").compile(".*")
@@ -127,14 +125,20 @@ class _WordScores:
             self._fill(rows, row)
             return rows
 
+        # Where it writes what nobody will read: each thread for itself, or cores would wait.
+        unread = self._unread
+        if not hasattr(unread, "scores"):
+            unread.scores = jpype.JArray(jpype.JFloat)(self._n_states)
+            unread.extents = jpype.JArray(jpype.JInt)(self._n_states)
+            unread.tags = jpype.JArray(jpype.JBoolean)(self._n_tags)
         rows = jpype.JArray(jpype.JFloat, 3)(length)
         for start in range(length):
-            rows[start] = table(jpype.JFloat, self._scores, length + 1)
+            rows[start] = table(jpype.JFloat, unread.scores, length + 1)
             rows[start][start + 1] = jpype.JArray(jpype.JFloat)(self._n_states)
         set_field(parser, "iScore", rows)
         for name in ("narrowLExtent", "wideLExtent", "narrowRExtent", "wideRExtent"):
-            set_field(parser, name, table(jpype.JInt, self._extents, length + 1))
-        set_field(parser, "tags", table(jpype.JBoolean, self._tags, length))
+            set_field(parser, name, table(jpype.JInt, unread.extents, length + 1))
+        set_field(parser, "tags", table(jpype.JBoolean, unread.tags, length))
         set_field(parser, "arraySize", jpype.JInt(length))
         return rows
 

@@ -31,7 +31,7 @@ def main() -> None:
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
 
     if setup["compiled"]:
-        os.environ.setdefault("NUMBA_CACHE_DIR", setup["compiled"])
+        os.environ["BLIP_ART_COMPILED"] = setup["compiled"]
     from blip_art.score import java_side
 
     java = java_side.start(setup["libjvm"], setup["options"], setup["class_paths"])

@@ -33,7 +33,7 @@ CROP_SCALE, CROP_RATIO = (0.5, 1.0), (3 / 4, 4 / 3)
 class TrainTransform:
     """Random crop, flip and RandAugment(2, 5): (S, S, 3) bytes.
 
-    torch resizes bytes several times as fast as Pillow, to within a grey level of it
+    torch resizes bytes faster than Pillow, to within a grey level of it
     (bench/results/loader.md).
     """
 

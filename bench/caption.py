@@ -11,7 +11,6 @@ processes of their own. The table goes to bench/results/caption_DEVICE_DTYPE.md 
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -19,17 +18,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.side_by_side import ROOT, in_turn, peers, write_table
+from bench import side_by_side
+from bench.side_by_side import in_turn, peers, write_table
 from bench.weights import make_weights
 
 
 def main() -> None:
     """Measure, compare the captions, print and write the table."""
-    options = _options()
-    command = {"blip_art": [sys.executable, str(ROOT / "bench/peers/ours.py")],
-               "transformers": [sys.executable, str(ROOT / "bench/peers/hf.py")]}
-    if options.original:
-        command["original"] = [options.python, str(ROOT / "bench/peers/original.py")]
+    options = side_by_side.options(__doc__.split("\n")[0], batch=[4, 8], rounds=5)
+    command = side_by_side.commands(options.python if options.original else "")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         spec = {**make_weights(Path(name)), "device": options.device, "dtype": options.dtype,
@@ -57,17 +54,6 @@ def _row(batch: int, answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
     row["of the floor"] = seconds["blip_art"] / seconds["floor"]
     row["peak GB"] = ours["peak_gb"]
     return row
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--batch", type=int, nargs="+", default=[4, 8])
-    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--original", type=Path, help="a clone of the original")
-    parser.add_argument("--python", default=sys.executable, help="the interpreter it runs in")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """Peers side by side: one process each, the same weights and inputs, in turn A B A B.
 
-    with peers({"blip_art": [python, "bench/peers/ours.py"]}, spec) as asked:
-        seconds = in_turn(asked, {"do": "caption", "batch": 4}, rounds=3)
+    with peers(commands(), spec) as asked:
+        answers = in_turn(asked, {"ours": ("blip_art", {"do": "caption", "batch": 4})}, rounds=3)
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -53,12 +55,34 @@ class Peer:
         self._process.wait()
 
 
+def options(about: str, batch: list[int], rounds: int) -> argparse.Namespace:
+    """What benchmarks of a model are asked."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--batch", type=int, nargs="+", default=batch)
+    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--original", type=Path, help="a clone of the original")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter it runs in")
+    return parser.parse_args()
+
+
+def commands(original_python: str = "") -> dict[str, Sequence[str]]:
+    """How the peers are started; the original, if its interpreter is named."""
+    folder = ROOT / "bench" / "peers"
+    found = {"blip_art": [sys.executable, str(folder / "ours.py")],
+             "transformers": [sys.executable, str(folder / "hf.py")]}
+    if original_python:
+        found["original"] = [original_python, str(folder / "original.py")]
+    return found
+
+
 @contextlib.contextmanager
-def peers(commands: dict[str, Sequence[str]], spec: Row) -> Iterator[dict[str, Peer]]:
+def peers(started: dict[str, Sequence[str]], spec: Row) -> Iterator[dict[str, Peer]]:
     """The started processes, by name."""
     with contextlib.ExitStack() as stack:
         yield {name: stack.enter_context(contextlib.closing(Peer(command, spec)))
-               for name, command in commands.items()}
+               for name, command in started.items()}
 
 
 def in_turn(asked: dict[str, Peer], requests: dict[str, tuple[str, Row]],

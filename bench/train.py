@@ -9,7 +9,6 @@ bench/results/train_DEVICE_DTYPE.md and .json.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.side_by_side import ROOT, in_turn, peers, write_table
+from bench import side_by_side
+from bench.side_by_side import in_turn, peers, write_table
 from bench.weights import MODEL, make_weights
 from blip_art.model.captioner import build_captioner
 from blip_art.model.tokenizer import CaptionTokenizer
@@ -32,11 +32,10 @@ PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "V100": 125.0}
 
 def main() -> None:
     """Measure, print and write the table."""
-    options = _options()
-    command = {"blip_art": [sys.executable, str(ROOT / "bench/peers/ours.py")],
-               "transformers": [sys.executable, str(ROOT / "bench/peers/hf.py")]}
-    if options.original and options.dtype == "fp32":
-        command["original"] = [options.python, str(ROOT / "bench/peers/original.py")]
+    options = side_by_side.options(__doc__.split("\n")[0], batch=[4], rounds=3)
+    # The original computes in fp32 only.
+    original = options.original and options.dtype == "fp32"
+    command = side_by_side.commands(options.python if original else "")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         spec = {**make_weights(Path(name)), "device": options.device, "dtype": options.dtype,
@@ -83,17 +82,6 @@ def _flops(batch: int, texts: list[str], tokenizer: CaptionTokenizer) -> int:
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, side, side), ids[:1], mask[:1]).backward()
     return counter.get_total_flops() * batch
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--batch", type=int, nargs="+", default=[4])
-    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--original", type=Path, help="a clone of the original")
-    parser.add_argument("--python", default=sys.executable, help="the interpreter it runs in")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -1,17 +1,15 @@
 """Linear maps as inference wants them: several in one, in one type, and on the CPU through oneDNN.
 
     both = FastLinear(torch.bfloat16, query, key); x = both(x)
-    with fast_linears(model.visual_encoder): model.encode(images)
+    with FastLinears(model.visual_encoder, torch.float32): model.encode(images)
 
-torch's own path on the CPU is MKL, which on AMD's processors does less than half of what oneDNN
-does, and on any a quarter where a batch has few rows, as one step of a decoder has
-(bench/results/caption_cpu_fp32.md has what it comes to).
+torch's own path on the CPU is MKL, which on two cores of an AMD EPYC did 200 GFLOP/s in fp32 where
+oneDNN did 480, and read weights at 10 GB/s where oneDNN did so at 31 to 47 when a batch had twelve
+rows, as a step of a decoder has (bench/results/caption_cpu_fp32.md has what it comes to).
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,7 +34,7 @@ class FastLinear:
             self.weight = _one([m.weight.detach() for m in maps]).to(dtype)
             self.bias = _one([m.bias.detach() for m in maps]).to(dtype)
             self.out_features = len(self.bias)
-            self._onednn = _has_onednn(self.weight)
+            self._onednn = _has_onednn(self.weight.device, dtype)
             if self._onednn and few_rows:
                 self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, FEW_ROWS)
 
@@ -48,17 +46,20 @@ class FastLinear:
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-@contextlib.contextmanager
-def fast_linears(module: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Inside, all linear maps of a module are fast; nothing changes on a GPU."""
-    fast = [m for m in module.modules() if isinstance(m, nn.Linear) and _has_onednn(m.weight)]
-    for linear in fast:
-        # An attribute of its own hides the method until it is deleted.
-        vars(linear)["forward"] = FastLinear(dtype or linear.weight.dtype, linear, few_rows=False)
-    try:
-        yield
-    finally:
-        for linear in fast:
+class FastLinears:
+    """All linear maps of a module, fast inside a `with` block; nothing changes on a GPU."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        self._fast = {m: FastLinear(dtype, m, few_rows=False) for m in module.modules()
+                      if isinstance(m, nn.Linear) and _has_onednn(m.weight.device, dtype)}
+
+    def __enter__(self) -> None:
+        for linear, fast in self._fast.items():
+            # An attribute of its own hides the method until it is deleted.
+            vars(linear)["forward"] = fast
+
+    def __exit__(self, *_: object) -> None:
+        for linear in self._fast:
             del vars(linear)["forward"]
 
 
@@ -66,9 +67,9 @@ def _one(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def _has_onednn(weight: Tensor) -> bool:
+def _has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
     operators: Any = torch.ops.mkldnn
-    return (weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return (device.type == "cpu" and torch.backends.mkldnn.is_available()
             and all(hasattr(operators, name) for name in _ONEDNN)
-            and (weight.dtype is torch.float32 or weight.dtype is torch.bfloat16
+            and (dtype is torch.float32 or dtype is torch.bfloat16
                  and operators._is_mkldnn_bf16_supported()))

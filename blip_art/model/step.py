@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import BertLMHeadModel
 
 from blip_art.model.captioner import BlipCaptioner
-from blip_art.model.linear import FastLinear, fast_linears
+from blip_art.model.linear import FastLinear, FastLinears
 
 
 class StepDecoder:
@@ -33,6 +33,7 @@ class StepDecoder:
         self.model = model
         self.dtype = dtype or decoder.dtype
         self.heads: int = decoder.config.num_attention_heads
+        self.encoder_linears = FastLinears(model.visual_encoder, self.dtype)
         self.embeddings = decoder.bert.embeddings
         self.layers = [_Layer(layer, self.dtype) for layer in decoder.bert.encoder.layer]
         head = decoder.cls.predictions
@@ -42,7 +43,7 @@ class StepDecoder:
 
     def encode(self, images: Tensor) -> Tensor:
         """The model's `encode`, for inference; in half precision under autocast."""
-        with fast_linears(self.model.visual_encoder, self.dtype):
+        with self.encoder_linears:
             return self.model.encode(images)
 
     def look_at(self, image_states: Tensor, max_length: int) -> State:

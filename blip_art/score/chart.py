@@ -31,7 +31,7 @@ LANES = 8
 DEAD = np.float32(-np.inf)
 NOWHERE = np.int16(np.iinfo(np.int16).max)
 LONGEST = int(NOWHERE) - LANES
-# Of a chart in which every state has a score everywhere; texts used at most .6 of it.
+# Of a chart in which every state has a score everywhere; a text of 60 words used .6 of it.
 BYTES_A_WORD_SQUARED, BYTES_A_WORD = 26_000, 300_000
 # What numba raises for a damaged file of its own, or a full disk, once a function.
 MOST_TRIES = 8

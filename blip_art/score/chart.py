@@ -318,7 +318,7 @@ def _extract(grammar, chart, length, nodes):
     """Write the best tree's nodes; of equal ones the first, in double precision, is the best.
 
     Returns:
-        How many; -1 if they were too many.
+        How many; -1 if they were too many, or something has a score that nothing gives.
     """
     if _score(chart, grammar.goal, 0, length) == DEAD:
         return 0
@@ -331,6 +331,8 @@ def _extract(grammar, chart, length, nodes):
         left -= 1
         state, start, end = todo[left]
         children, first, second, split = _best_way(grammar, chart, state, start, end)
+        if not children and end > start + 1:
+            return -1
         nodes[count] = state, start, children
         count += 1
         if children == 2:

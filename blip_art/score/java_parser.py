@@ -73,11 +73,11 @@ class Memory:
         self._changed = threading.Condition()
 
     def could_hold(self, size_mb: int) -> bool:
-        """False for what has no chance even alone."""
+        """False for what has no chance even alone: `lent` would wait for ever."""
         return size_mb <= self._all
 
     def lent(self, size_mb: int) -> _Loan:
-        return _Loan(self, min(size_mb, self._all))
+        return _Loan(self, size_mb)
 
     def take(self, size: int) -> None:
         with self._changed:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.cluster.conftest import Cluster
 from tests.cluster.jobs import EPOCHS, Runs, last_weights, state_of
 
 SOAK = int(os.environ.get("BLIP_ART_SOAK", "1"))
-each_time = pytest.mark.parametrize("time", range(SOAK))
+each_time = pytest.mark.parametrize("nth", range(SOAK))
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,8 @@ def test_training_is_scored_beside_it_and_reported(runs: Runs, undisturbed: RunD
 
 
 @each_time
-def test_a_signal_saves_and_queues_again(runs: Runs, undisturbed: RunDir, time: int) -> None:
-    run = runs.train(f"signal{time}", scored=True)
+def test_a_signal_saves_and_queues_again(runs: Runs, undisturbed: RunDir, nth: int) -> None:
+    run = runs.train(f"signal{nth}", scored=True)
     runs.wait_for_checkpoint(run)
     runs.cluster.run(["scancel", "--signal=USR2", runs.job(run)])
     goes_on_as_if_undisturbed(runs, run, undisturbed)
@@ -58,9 +59,9 @@ def test_a_signal_saves_and_queues_again(runs: Runs, undisturbed: RunDir, time: 
 
 
 @each_time
-def test_a_time_limit_saves_and_queues_again(runs: Runs, undisturbed: RunDir, time: int) -> None:
+def test_a_time_limit_saves_and_queues_again(runs: Runs, undisturbed: RunDir, nth: int) -> None:
     # Saved at every step, it takes longer than the 50 s until the signal.
-    run = runs.train(f"limit{time}", "train.save_every_min=0.0001", time_min=2, signal_delay_s=70)
+    run = runs.train(f"limit{nth}", "train.save_every_min=0.0001", time_min=2, signal_delay_s=70)
     runs.wait(run, timeout=600)
     assert runs.starts(run) > 1
     assert last_weights(run) == last_weights(undisturbed)
@@ -70,8 +71,8 @@ def test_a_time_limit_saves_and_queues_again(runs: Runs, undisturbed: RunDir, ti
 
 
 @each_time
-def test_preemption_saves_and_goes_on_later(runs: Runs, undisturbed: RunDir, time: int) -> None:
-    run = runs.train(f"preempted{time}", partition="preempt")
+def test_preemption_saves_and_goes_on_later(runs: Runs, undisturbed: RunDir, nth: int) -> None:
+    run = runs.train(f"preempted{nth}", partition="preempt")
     runs.wait_for_checkpoint(run)
     urgent = ["sbatch", "--partition=urgent", f"--nodelist={runs.node(run)}", "--exclusive",
               "--time=1", "--output=/dev/null", "--wrap=sleep 5"]
@@ -80,8 +81,8 @@ def test_preemption_saves_and_goes_on_later(runs: Runs, undisturbed: RunDir, tim
 
 
 @each_time
-def test_a_dead_node_costs_what_was_not_saved(runs: Runs, undisturbed: RunDir, time: int) -> None:
-    run = runs.train(f"node{time}")
+def test_a_dead_node_costs_what_was_not_saved(runs: Runs, undisturbed: RunDir, nth: int) -> None:
+    run = runs.train(f"node{nth}")
     runs.wait_for_checkpoint(run)
     node = runs.node(run)
     runs.cluster.kill_node(node)
@@ -264,6 +265,36 @@ def test_a_full_scratch_is_named(runs: Runs, tmp_path: Path) -> None:
     run = RunDir(runs.folder / "runs/full")
     runs.wait_until_gone(run)
     assert "cannot write to scratch folder /proc/nowhere" in runs.said(run)
+
+
+def test_a_disk_that_fills_costs_what_was_not_saved(runs: Runs, undisturbed: RunDir) -> None:
+    disk = runs.folder / "runs" / "disk"
+    runs.cluster.run(["mkdir", "-p", disk])
+    mounted = runs.cluster.as_root(["mount", "-t", "tmpfs", "-o", "size=1g,mode=777", "tmpfs",
+                                    str(disk)])
+    assert mounted.returncode == 0, mounted.stderr
+    try:
+        run = runs.train("disk")
+        runs.wait_for_checkpoint(run)
+        for number in range(2):  # the first may come just before a checkpoint replaces another
+            free = os.statvfs(disk)
+            # No room for a checkpoint is left, though some for the words about it.
+            room = max(4096, free.f_bavail * free.f_bsize - 200_000)
+            runs.cluster.run(["fallocate", "-l", str(room), disk / f"others_{number}"])
+            time.sleep(1)
+        runs.wait_until_gone(run)
+        assert "error: cannot write" in runs.said(run)
+        assert state_of(run) == "failed"
+        assert "last.pt" in read_json(run.state)["why"]
+        assert not list(disk.rglob("*.tmp"))
+        for hog in disk.glob("others_*"):
+            hog.unlink()
+        resumed = runs.cluster.launch("resume", run.path, cwd=runs.folder)
+        assert resumed.returncode == 0, resumed.stderr
+        goes_on_as_if_undisturbed(runs, run, undisturbed)
+        runs.wait_until_gone(run)
+    finally:
+        runs.cluster.as_root(["umount", "--lazy", str(disk)])
 
 
 def test_two_hundred_runs_are_submitted_with_three_calls(runs: Runs) -> None:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from blip_art.cluster import checks_files, checks_slurm
+from blip_art.cluster import checks_container, checks_files, checks_slurm
 from blip_art.cluster.checks import FAIL, Check, fail, guarded, ok, shown, verdict, warn
-from blip_art.cluster.checks_files import Room, read_quota
 from blip_art.cluster.checks_slurm import read_parts, split_gres
 from blip_art.cluster.doctor import Watch, check_login, doctor_stage
 from blip_art.cluster.logs import choose_stage, follow, newest
+from blip_art.cluster.quota import Room, least, quota_room, read_gpfs_quota, read_quota
 from blip_art.cluster.record import Submitted, record_jobs
 from blip_art.cluster.site import Site
 from blip_art.cluster.slurm import Completed, Slurm
@@ -62,18 +62,32 @@ def partitions(**changes: object) -> list[Check]:
     return lines(checks_slurm.partitions, site, slurm(sinfo=NODES))
 
 
-@pytest.mark.usefixtures("commands")
 def test_a_container_whose_own_helper_hears_signals_is_told(tmp_path: Path) -> None:
     container = tmp_path / "apptainer"
-    container.write_text(f"#!/bin/sh\necho LIBEXECDIR={tmp_path}/libexec\n")
+    container.write_text(f"#!/bin/sh\necho apptainer version 1.4.5\n"
+                         f"echo LIBEXECDIR={tmp_path}/libexec\n")
     container.chmod(0o755)
-    site, said = Site(container=str(container)), slurm(sbatch="slurm 22.05.8")
-    assert [check.verdict for check in lines(checks_slurm.commands, site, said)] == ["ok", "ok"]
+    site = Site(container=str(container))
+    assert [check.verdict for check in lines(checks_container.program, site)] == ["ok"]
     helper = tmp_path / "libexec" / "apptainer" / "bin" / "squashfuse_ll"
     helper.parent.mkdir(parents=True)
     helper.touch()
-    found = lines(checks_slurm.commands, site, said)[-1]
+    found = lines(checks_container.program, site)[-1]
     assert (found.verdict, str(helper) in found.what) == ("warn", True)
+
+
+@pytest.mark.parametrize(("said", "verdict", "words"), [
+    ("apptainer version 1.4.5", "ok", ""),
+    ("singularity-ce version 4.1.2-jammy", "ok", ""),
+    ("apptainer version 1.1.9-1.el8", "warn", "build it with Apptainer 1.2"),
+    ("singularity-ce version 3.9.0", "warn", "SingularityCE 4.0"),
+    ("apptainer version 1.4.3", "warn", "overlay freeze"),
+    ("singularity version 3.8.7-1.el7", "fail", "Apptainer 1.0 or SingularityCE 3.9"),
+    ("podman 4", "warn", "doctor --job")])
+def test_a_container_program_that_is_too_old_is_named(said: str, verdict: str, words: str) -> None:
+    found = checks_container.fits(said, "overlay.img")
+    assert found.verdict == verdict
+    assert words in found.mend
 
 
 def test_a_partition_that_fits_is_well() -> None:
@@ -156,15 +170,46 @@ def test_slurms_own_refusal_is_passed_on() -> None:
                                   "specified")
 
 
-@pytest.mark.parametrize(("text", "room"), [
-    ("  /scratch 104857600* 94371840 104857600 6d2h 900 1000 1200 -\n", Room(0, 300)),
+@pytest.mark.parametrize(("text", "rooms"), [
+    ("  /scratch 104857600* 94371840 104857600 6d2h 900 1000 1200 -\n", [Room(0, 300)]),
     ("  /home 5 5 5 0 9 9 9 0\n  /scratch 0 0 60000000 0 1 0 0 0\n  / 5 5 5 0 9 9 9 0\n",
-     Room(60, -1)),
-    ("  /home 5 5 5 0 9 9 9 0\n", None),
-    ("     50000000  0 60000000    0  10  0   0   0\n", Room(10, -1)),
-    ("Disk quotas for user me (uid 7): none\n", None)])
-def test_quota_is_read_from_lustre_and_from_quota(text: str, room: Room | None) -> None:
-    assert read_quota(text, Path("/scratch/me/art")) == room
+     [Room(60, -1)]),
+    ("  /home 5 5 5 0 9 9 9 0\n", []),
+    ("     50000000  0 60000000    0  10  0   0   0\n", [Room(10, -1)]),
+    ("Disk quotas for user me (uid 7): none\n", [])])
+def test_quota_is_read_from_lustre_and_from_quota(text: str, rooms: list[Room]) -> None:
+    assert read_quota(text, Path("/scratch/me/art")) == rooms
+
+
+GPFS = ("mmlsquota::HEADER:version:reserved:reserved:filesystemName:quotaType:id:name:blockUsage:"
+        "blockQuota:blockLimit:blockInDoubt:blockGrace:filesUsage:filesQuota:filesLimit:"
+        "filesInDoubt:filesGrace:remarks:quota:defQuota:fid:filesetname:\n"
+        "mmlsquota::0:1:::work:GRP:9:lab:7:8:9:0:none:1:2:3:0:none:e:on:off:::\n"
+        "mmlsquota::0:1:::work:USR:7:me:2000000:0:5000000:0:none:40:50:0:0:none:e:on:off:::\n"
+        "mmlsquota::0:1:::home:USR:7:me:1:2:3:0:none:1:0:0:0:none:e:on:off:::\n")
+
+
+def test_quota_is_read_from_gpfs() -> None:
+    assert read_gpfs_quota(GPFS, "/dev/work") == [Room(3, 10)]
+    assert read_gpfs_quota("", "work") == []
+
+
+def test_the_file_system_says_which_command_knows_its_quota(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = tmp_path / "mounts"
+    monkeypatch.setattr("blip_art.cluster.quota.MOUNTS", mounts)
+    asked = []
+
+    def run(argv: Sequence[str]) -> Completed:
+        asked.append(argv[0])
+        return Completed(0, GPFS)
+    for kind in ("lustre", "gpfs", "nfs4"):
+        mounts.write_text(f"/dev/sda / ext4 rw 0 0\nwork {tmp_path} {kind} rw 0 0\n"
+                          f"x {tmp_path}/other tmpfs rw 0 0\n")
+        found = quota_room(tmp_path, run)
+        assert found == ([Room(3, 10)] if kind == "gpfs" else [])
+    assert asked == ["lfs", "mmlsquota", "quota"]
+    assert least([Room(-1, 5), Room(2, -1), Room(3, 9)]) == Room(2, 5)
 
 
 @pytest.mark.parametrize(("at", "head"), [

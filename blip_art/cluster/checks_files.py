@@ -5,21 +5,18 @@
 
 from __future__ import annotations
 
-import getpass
 import itertools
 import os
-import re
 import shutil
 import struct
-import subprocess
 import time
 from pathlib import Path
-from typing import Dict, Iterable, List, NamedTuple, Optional
+from typing import Iterable, Optional
 
 from blip_art.cluster.checks import Check, fail, ok, warn
 from blip_art.cluster.fetch import TOKENIZER, WEIGHTS
+from blip_art.cluster.quota import free_room, least, quota_room
 from blip_art.cluster.site import Site
-from blip_art.cluster.slurm import Completed, run_command
 from blip_art.errors import UserError
 from blip_art.score import corenlp
 
@@ -79,87 +76,24 @@ def announced_bytes(head: bytes) -> int:
     return 0
 
 
-class Room(NamedTuple):
-    """What is free for this user; -1 is no limit, or not known."""
-
-    gb: float
-    files: int
-
-
 def room(site: Site) -> Iterable[Check]:
     """Bytes and inodes where runs are written, by the file system and by quota."""
     for name, path in {"home": Path.home(), "this folder": Path.cwd()}.items():
-        free = free_room(path)
         by_quota = quota_room(path)
-        least = Room(_least(free.gb, by_quota.gb), int(_least(free.files, by_quota.files)))
-        words = f"{name} ({path}): {least.gb:.0f} GB free" + (
-            f", {least.files:,} files" if least.files >= 0 else "") + (
-            " (quota)" if by_quota != (-1, -1) else "")
-        if name == "home" and least.gb >= 1:
+        left = least([free_room(path), *by_quota])
+        words = f"{name} ({path}): {left.gb:.0f} GB free" + (
+            f", {left.files:,} files" if left.files >= 0 else "") + (
+            " (quota)" if by_quota else "")
+        if name == "home" and left.gb >= 1:
             yield ok(words)
-        elif least.gb < (1 if name == "home" else NEEDED_GB):
+        elif left.gb < (1 if name == "home" else NEEDED_GB):
             yield warn(words, f"a run of the base model needs {NEEDED_GB} GB; delete old "
                               "checkpoints, or work on another file system")
-        elif 0 <= least.files < NEEDED_FILES:
+        elif 0 <= left.files < NEEDED_FILES:
             yield warn(words, "the unpacked data set is 87,749 files: 'launch.py data pack' makes "
                               "it one")
         else:
             yield ok(words)
-
-
-def _least(*values: float) -> float:
-    return min((value for value in values if value >= 0), default=-1)
-
-
-def free_room(path: Path) -> Room:
-    """What the file system itself has left."""
-    found = os.statvfs(path)
-    # Some file systems make inodes as they need them and say 0.
-    return Room(found.f_bavail * found.f_frsize / 1e9, found.f_favail if found.f_files else -1)
-
-
-def quota_room(path: Path) -> Room:
-    """What quota leaves, of Lustre's or the usual command; (-1, -1) where there is none."""
-    user = getpass.getuser()
-    for argv in (["lfs", "quota", "-q", "-u", user, str(path)],
-                 ["quota", "--no-wrap", "--raw-grace", "--hide-device", "--show-mntpoint",
-                  "--user", user]):
-        done = _said(argv)
-        if done and not done.code:
-            found = read_quota(done.out, path)
-            if found:
-                return found
-    return Room(-1, -1)
-
-
-def read_quota(text: str, path: Path) -> Optional[Room]:
-    """The line of the file system that holds `path` in a quota table, else the tightest one that
-    names none: KB used, soft, hard, grace, then the same of files."""
-    rooms: Dict[str, List[Room]] = {}
-    for line in text.splitlines():
-        # '*' marks what is exceeded; the last eight words are numbers, or '-' for no grace.
-        words = [word.rstrip("*") for word in line.split()][-8:]
-        if len(words) == 8 and all(re.fullmatch(r"\d+|-|\w+", word) for word in words) and \
-                words[0].isdigit() and words[4].isdigit():
-            used, soft, hard, _, files, files_soft, files_hard, _ = (
-                int(word) if word.isdigit() else 0 for word in words)
-            limit, files_limit = hard or soft, files_hard or files_soft
-            first = line.split()[0]
-            rooms.setdefault(first if first.startswith("/") else "", []).append(
-                Room(max(0, limit - used) / 1e6 if limit else -1,
-                     max(0, files_limit - files) if files_limit else -1))
-    holds = [name for name in rooms if name and Path(name) in (path, *path.parents)]
-    mine = rooms.get(max(holds, key=len) if holds else "")
-    if not mine:
-        return None
-    return Room(_least(*(one.gb for one in mine)), int(_least(*(one.files for one in mine))))
-
-
-def _said(argv: List[str]) -> Optional[Completed]:
-    try:
-        return run_command(argv)
-    except (OSError, subprocess.TimeoutExpired):
-        return None  # not installed, or its server is asleep
 
 
 def purging(site: Site) -> Iterable[Check]:

@@ -9,7 +9,6 @@ import getpass
 import re
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Dict, Iterable, List, Tuple
 
 from blip_art.cluster.checks import Check, fail, ok, warn
@@ -36,37 +35,13 @@ class Part:
 
 
 def commands(site: Site, slurm: Slurm) -> Iterable[Check]:
-    """Slurm's and the container's."""
+    """Slurm's."""
     missing = [name for name in NEEDED if not shutil.which(slurm.path(name))]
     if missing:
         yield fail(f"no {', '.join(missing)} in PATH", "run it on a login node of the cluster, "
                    "after 'module load slurm' where that is needed")
         return
     yield ok(f"Slurm {slurm.version()}")
-    if not site.container:
-        return
-    if not shutil.which(site.container):
-        where = f"after 'module load {' '.join(site.modules)}'" if site.modules else "on the nodes"
-        yield warn(f"no {site.container} on this machine", f"doctor --job looks for it {where}; "
-                   "to build images it must be here")
-        return
-    said = run_command([site.container, "--version"])
-    yield ok(said.out.strip()) if not said.code else fail(
-        f"{site.container} --version: {(said.err or said.out).strip()}")
-    helper = _bundled_helper(site.container)
-    if helper:
-        yield warn(f"{helper} serves images and hears the jobs' signals", "a job that is preempted "
-                   "or cancelled cannot save first and goes on from its last checkpoint: keep "
-                   "train.save_every_min small; time limits are not affected")
-
-
-def _bundled_helper(container: str) -> str:
-    """The squashfuse that a container program prefers to the one in PATH, which run.sh shields."""
-    libexec = re.search(r"^LIBEXECDIR=(.+)$", run_command([container, "buildcfg"]).out,
-                        re.MULTILINE)
-    helpers = [Path(libexec[1], name, "bin", "squashfuse_ll")
-               for name in ("apptainer", "singularity")] if libexec else []
-    return next((str(path) for path in helpers if path.exists()), "")
 
 
 def controller(site: Site, slurm: Slurm) -> Iterable[Check]:

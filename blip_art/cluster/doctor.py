@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional
 
-from blip_art.cluster import checks_files, checks_slurm, reasons
+from blip_art.cluster import checks_container, checks_files, checks_slurm, reasons
 from blip_art.cluster.batch import Stage, slurm_place
 from blip_art.cluster.checks import FAIL, Check, fail, guarded, ok
 from blip_art.cluster.logs import newest
@@ -42,7 +42,7 @@ def check_login(site: Site, slurm: Optional[Slurm] = None) -> Iterable[Check]:
         yield from found
         if ask in checks_slurm.DECISIVE and any(check.verdict == FAIL for check in found):
             break  # the others would only say the same again
-    for look in checks_files.CHECKS:
+    for look in (*checks_container.CHECKS, *checks_files.CHECKS):
         yield from guarded(look, site)
 
 

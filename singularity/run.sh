@@ -61,10 +61,20 @@ export PYTHONDONTWRITEBYTECODE=1
 export PYTHONNOUSERSITE=1 LC_ALL=C.UTF-8 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 unset PYTHONHOME LD_PRELOAD
 
-# Never --cleanenv, which drops SLURM_*. --mount, because --bind splits names at commas and colons.
-mount() { printf 'type=bind,"src=%s","dst=%s"' "${1//\"/\"\"}" "${1//\"/\"\"}"; }
-argv=("$container" --quiet exec --pwd "$PWD" --mount "$(mount "$PWD")" --mount "$(mount "$TMPDIR")")
-[[ $(pwd -P) == "$PWD" ]] || argv+=(--mount "$(mount "$(pwd -P)")")
+# Never --cleanenv, which drops SLURM_*.
+argv=("$container" --quiet exec --pwd "$PWD")
+bind() {
+    # --bind splits names at commas and colons. Where it does not matter --bind it is, for
+    # SingularityCE mounts what --mount names last, over a packed folder that lies inside.
+    if [[ $1 == *[,:\\\"]* ]]; then
+        argv+=(--mount "type=bind,\"src=${1//\"/\"\"}\",\"dst=${1//\"/\"\"}\"")
+    else
+        argv+=(--bind "$1")
+    fi
+}
+bind "$PWD"
+[[ $(pwd -P) == "$PWD" ]] || bind "$(pwd -P)"
+bind "$TMPDIR"
 [[ -z ${BINDS:-} ]] || argv+=(--bind "$BINDS")
 [[ -z ${OVERLAY:-} ]] || argv+=(--overlay "$OVERLAY:ro")
 [[ ${NV:-1} != 1 || ! -e /dev/nvidiactl ]] || argv+=(--nv)

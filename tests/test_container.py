@@ -181,7 +181,7 @@ def test_the_wrapper_enters_with_what_it_was_told(repo: Path, tmp_path: Path) ->
     quoted = str(cwd).replace('"', '""')
     assert lines[1:15] == [
         "--quiet", "exec", "--pwd", str(cwd), "--mount", f'type=bind,"src={quoted}","dst={quoted}"',
-        "--mount", f'type=bind,"src={scratch}","dst={scratch}"', "--bind", "/data:/d:ro",
+        "--bind", scratch, "--bind", "/data:/d:ro",
         "--overlay", f"{tmp_path / 'o.img'}:ro", str(tmp_path / "a.sif"), "python"]
     assert lines[15:17] == ["-c", "print('a  b')"]
     assert {"PYTHONPATH=/run/code", f"TMPDIR={scratch}", "PYTHONNOUSERSITE=1", "HF_HUB_OFFLINE=1",
@@ -246,6 +246,14 @@ def test_an_image_is_built_aside_on_a_base_of_this_machine(site: Site, tmp_path:
 def test_a_docker_base_is_told_from_a_folder(site: Site, tmp_path: Path) -> None:
     shown = image_plan(site, tmp_path / "a.sif", base="python:3.12-slim").shown()
     assert "--build-arg BOOTSTRAP=docker --build-arg FROM=python:3.12-slim" in shown
+
+
+def test_singularityce_is_not_asked_for_what_it_does_not_know(site: Site, tmp_path: Path) -> None:
+    assert "--mksquashfs-args" in image_plan(site, tmp_path / "a.sif").argv
+    Path(site.container).write_text("#!/bin/sh\necho singularity-ce version 4.5.1\n")
+    assert "--mksquashfs-args" not in image_plan(site, tmp_path / "a.sif").argv
+    with pytest.raises(UserError, match="leave --squashfs out"):
+        image_plan(site, tmp_path / "a.sif", squashfs="-comp lz4")
 
 
 @pytest.mark.parametrize("build", [Builder(1), Builder(0, b"half")])

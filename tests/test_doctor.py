@@ -90,6 +90,18 @@ def test_a_container_program_that_is_too_old_is_named(said: str, verdict: str, w
     assert words in found.mend
 
 
+def test_an_image_that_the_program_cannot_read_is_named(tmp_path: Path) -> None:
+    container, image = tmp_path / "singularity", tmp_path / "blip_art.sif"
+    site = Site(container=str(container), image=str(image), overlay="")
+    image.write_bytes(b"hsqs" + bytes(16) + struct.pack("<H", 6))
+    container.write_text("#!/bin/sh\necho apptainer version 1.4.5\n")
+    container.chmod(0o755)
+    assert lines(checks_container.compression, site) == []
+    container.write_text("#!/bin/sh\necho singularity-ce version 4.5.1\n")
+    [found] = lines(checks_container.compression, site)
+    assert found.what == f"{image} is packed with zstd, which {container} cannot read"
+
+
 def test_a_partition_that_fits_is_well() -> None:
     assert partitions() == [ok("partition gpu: 3 of 4 nodes in service"),
                             ok("nodes have gpu:v100:4, 32 CPUs and the memory for it")]

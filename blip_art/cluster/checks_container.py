@@ -8,13 +8,19 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from typing import Iterable, Tuple
+from typing import Iterable
 
 from blip_art.cluster.checks import Check, fail, ok, warn
+from blip_art.cluster.runtime import (
+    SINGULARITY,
+    Version,
+    packed_with,
+    program_version,
+    read_version,
+)
 from blip_art.cluster.site import Site
 from blip_art.cluster.slurm import run_command
 
-Version = Tuple[int, ...]
 # run.sh needs --mount, image build needs --build-arg.
 RUNS = {"apptainer": (1, 0), "singularity": (3, 9)}
 BUILDS = {"apptainer": (1, 2), "singularity": (4, 0)}
@@ -46,11 +52,11 @@ def program(site: Site) -> Iterable[Check]:
 def fits(said: str, overlay: str = "") -> Check:
     """Whether a version ('apptainer version 1.4.5', 'singularity-ce version 3.11.4-jammy') has
     what run.sh and the builds use."""
-    match = re.search(r"(apptainer|singularity)\S* version v?(\d+(?:\.\d+)+)", said)
-    if not match:
+    found = read_version(said)
+    if not found:
         return warn(f"{said}: not a version that is known here", "doctor --job shows whether it "
                     "works")
-    name, version = match[1], tuple(int(part) for part in match[2].split("."))
+    name, version = found
     if version < RUNS[name]:
         return fail(f"{said} is too old", f"jobs need Apptainer {_dotted(RUNS['apptainer'])} or "
                     f"SingularityCE {_dotted(RUNS['singularity'])}: 'module avail {name}' lists "
@@ -78,4 +84,15 @@ def _bundled_helper(container: str) -> str:
     return next((str(path) for path in helpers if path.exists()), "")
 
 
-CHECKS = (program,)
+def compression(site: Site) -> Iterable[Check]:
+    """Images that were built by the one program and are run by the other."""
+    if program_version(site.container).name != SINGULARITY:
+        return
+    for path, command in ((site.image, "image build' (with Apptainer: --squashfs '-comp gzip')"),
+                          (site.overlay, "overlay freeze'")):
+        if Path(path).is_file() and packed_with(path) == "zstd":
+            yield fail(f"{path} is packed with zstd, which {site.container} cannot read",
+                       f"make it again: 'launch.py {command}")
+
+
+CHECKS = (program, compression)

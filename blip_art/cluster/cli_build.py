@@ -27,9 +27,10 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _output(build, "FILE.sif", "the site's image")
     build.add_argument("--base", metavar="NAME_OR_PATH", default="",
                        help="docker image, or a folder or image of this machine, to build on")
-    build.add_argument("--squashfs", metavar="OPTIONS", default="-comp zstd -Xcompression-level 3",
-                       help="options for mksquashfs (default: %(default)s; a kernel before 4.14 "
-                            "that mounts images itself needs '-comp gzip')")
+    build.add_argument("--squashfs", metavar="OPTIONS", default="",
+                       help="Apptainer's options for mksquashfs (default: zstd, fast to read; "
+                            "'-comp gzip' for SingularityCE, and for a kernel before 4.14 that "
+                            "mounts images itself)")
     build.add_argument("--dry-run", action="store_true", help="print the command, run nothing")
 
     overlay = _group(commands, "overlay", "the scorers, on top of the image")

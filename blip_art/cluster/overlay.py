@@ -15,7 +15,6 @@ from typing import Dict, List, Sequence
 from blip_art.cluster.container import check_image, check_overlay, lock_holder
 from blip_art.cluster.image import (
     REPO,
-    SQUASHFS,
     Build,
     Run,
     call,
@@ -25,6 +24,7 @@ from blip_art.cluster.image import (
     remove_leftovers,
     tell_built,
 )
+from blip_art.cluster.runtime import squashfs_options
 from blip_art.cluster.site import Site
 from blip_art.errors import EXIT_FAILED, UserError
 from blip_art.files import written_aside
@@ -100,7 +100,7 @@ def freeze(site: Site, overlay: str, target: Path, force: bool = False) -> None:
         # .wh.*: what fuse-overlayfs notes in folders that hide the image's.
         _unpack([site.container, "--quiet", "exec", "--overlay", f"{overlay}:ro", site.image,
                  "tar", "-C", "/", "-cf", "-", "--exclude=.wh.*", "ext3"], folder)
-        squash([folder], aside, SQUASHFS.split())
+        squash([folder], aside, squashfs_options(site.container).split())
     tell_built(target, time.monotonic() - start)
 
 

@@ -27,7 +27,9 @@ USER, ACCOUNT = "blipuser", "art"
 NODES = ("v100-1", "v100-2", "cpu-1")
 SLURM_CONF = STATE / "conf" / "slurm.conf"
 DATABASE_PORT = "26306"
-COMMANDS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd", "sbatch", "apptainer")
+COMMANDS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd", "sbatch")
+# Another program than the usual one, SingularityCE for example; a path is as good.
+CONTAINER = os.environ.get("BLIP_ART_CONTAINER", "apptainer")
 _HOSTS = "# blip_art test cluster"
 
 
@@ -39,7 +41,7 @@ def check_machine() -> None:
     """Whether a cluster can be brought up here; raises Missing."""
     if os.geteuid() != 0:
         raise Missing("the test cluster needs root: its daemons run as other users")
-    missing = [name for name in COMMANDS if not shutil.which(name)]
+    missing = [name for name in (*COMMANDS, CONTAINER) if not shutil.which(name)]
     if missing:
         raise Missing(f"no {', '.join(missing)} here; .ci/packages.sh installs what is needed")
     if not os.path.exists("/dev/fuse"):

@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from blip_art.cluster.image import SQUASHFS
-from tests.cluster.daemons import STATE, USER
+from blip_art.cluster.runtime import squashfs_options
+from tests.cluster.daemons import CONTAINER, STATE, USER
 
 IMAGES = STATE / "images"
 # What the site of this machine has for pip, where it has it.
@@ -40,7 +40,8 @@ def build(checkout: Path, as_user: AsUser, python: str) -> tuple[Path, Path]:
     shutil.chown(IMAGES, USER)
     with locked():
         base = _base()
-        image_key = _key(checkout, IMAGE_INPUTS, " ".join((*DEBOOTSTRAP, SQUASHFS)))
+        image_key = _key(checkout, IMAGE_INPUTS, " ".join(
+            (*DEBOOTSTRAP, squashfs_options(CONTAINER))))
         image = IMAGES / f"image-{image_key}.sif"
         overlay = IMAGES / f"overlay-{_key(checkout, OVERLAY_INPUTS, image_key)}.img"
         profile = _profile(image, overlay, base)
@@ -98,7 +99,8 @@ def _mirror() -> str:
 def _profile(image: Path, overlay: Path, base: Path) -> Path:
     path = IMAGES / "build.yaml"
     binds = "".join(f"\n  - {name}" for name in PIP_SETTINGS if Path(name).exists())
-    path.write_text(f"image: {image}\noverlay: {overlay}\nbase: {base}\nbuild_binds:{binds}\n")
+    path.write_text(f"container: {CONTAINER}\nimage: {image}\noverlay: {overlay}\nbase: {base}\n"
+                    f"build_binds:{binds}\n")
     return path
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from blip_art.files import RunDir, read_json, read_jsonl
+from tests.cluster import daemons
 from tests.cluster.conftest import Cluster
 from tests.cluster.jobs import EPOCHS, Runs, last_weights, state_of
 
@@ -195,7 +196,8 @@ def by_hand(runs: Runs, *words: str | Path) -> None:
     cluster = runs.cluster
     done = cluster.run(["sbatch", "--cpus-per-task=2", "--mem=8G", "--time=10", *words],
                        cluster.checkout,
-                       {"SIF": str(cluster.image), "OVERLAY": str(cluster.overlay)})
+                       {"CONTAINER": daemons.CONTAINER, "SIF": str(cluster.image),
+                        "OVERLAY": str(cluster.overlay)})
     assert done.returncode == 0, done.stderr
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from blip_art.config import ModelConfig
 from blip_art.model.captioner import BlipCaptioner, build_captioner
 from blip_art.model.decode import BeamOptions, NucleusOptions, beam_search, nucleus_sample
 from blip_art.model.hf import save_hf, to_hf
+from blip_art.model.linear import TrainedLinears
 from blip_art.model.step import StepDecoder
 from blip_art.model.tokenizer import CaptionTokenizer, train_vocabulary
 from blip_art.model.weights import load_weights
@@ -190,6 +193,23 @@ def test_diverse_beams_start_differently(model, images):
     options = BeamOptions(num_beams=3, groups=3, num_return=3, diversity=100.0)
     captions, _ = beam_search(StepDecoder(model), model.encode(images), options)
     assert all(len({ids[0] for ids in picture}) == 3 for picture in captions)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_linear_maps_through_onednn_have_the_same_gradients(model, images, batch, checkpointing):
+    def gradients(linears) -> dict[str, torch.Tensor]:
+        one = copy.deepcopy(model)
+        one.text_decoder.bert.embeddings.word_embeddings.weight.requires_grad_(False)
+        if checkpointing:
+            one.set_grad_checkpointing()
+        with linears(one):
+            one(images, *batch).backward()
+        assert "forward" not in vars(one.text_decoder.bert.encoder.layer[0].output.dense)
+        return {name: p.grad for name, p in one.named_parameters() if p.grad is not None}
+    plain, fast = gradients(nullcontext), gradients(TrainedLinears)
+    assert plain.keys() == fast.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(fast[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_gradient_checkpointing_changes_no_gradient(model, images, batch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import nullcontext
 from typing import Any, Dict
 
 import torch
@@ -12,6 +13,7 @@ from bench.weights import MODEL
 from blip_art.config import TrainConfig
 from blip_art.model.captioner import build_captioner
 from blip_art.model.decode import BeamOptions, beam_search
+from blip_art.model.linear import TrainedLinears
 from blip_art.model.step import StepDecoder
 from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.model.weights import load_weights
@@ -64,10 +66,13 @@ def _train(spec: Dict[str, Any], model: Any, tokenizer: CaptionTokenizer, batch:
     ids, mask = tokenizer.encode(spec["texts"][:batch], 40)
     ids, mask, counted = (x.to(device) for x in (ids, mask, model.counted(ids)))
 
+    linears = TrainedLinears(model) if stepper.dtype is None else nullcontext()
+
     def work() -> Dict[str, Any]:
-        with autocast(stepper.dtype, device):
-            loss = model(images, ids, mask, counted)
-        stepper.backward(loss)
+        with linears:
+            with autocast(stepper.dtype, device):
+                loss = model(images, ids, mask, counted)
+            stepper.backward(loss)
         stepper.step()
         return {"loss": loss.item()}
     return work

@@ -1,7 +1,8 @@
-"""Linear maps as inference wants them: several in one, in one type, and on the CPU through oneDNN.
+"""Linear maps on the CPU through oneDNN; for inference also several in one, and in one type.
 
     both = FastLinear(torch.bfloat16, query, key); x = both(x)
     with FastLinears(model.visual_encoder, torch.float32): model.encode(images)
+    with TrainedLinears(model): model(images, ids, mask).backward()
 
 torch's own path on the CPU is MKL, which on two cores of an AMD EPYC did 200 GFLOP/s in fp32 where
 oneDNN did 480, and read weights at 10 GB/s where oneDNN did so at 31 to 47 when a batch had twelve
@@ -10,6 +11,8 @@ rows, as a step of a decoder has (bench/results/caption_cpu_fp32.md has what it 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,25 +45,82 @@ class FastLinear:
         x = x.to(self.bias.dtype)
         if not self._onednn:
             return F.linear(x, self.weight, self.bias)
-        # The operator behind torch.compile's; it is not public, so its absence is borne.
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return _onednn(x, self.weight, self.bias)
 
 
-class FastLinears:
-    """All linear maps of a module, fast inside a `with` block; nothing changes on a GPU."""
+class _Replaced:
+    """Another `forward` for some modules, inside a `with` block."""
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
-        self._fast = {m: FastLinear(dtype, m, few_rows=False) for m in module.modules()
-                      if isinstance(m, nn.Linear) and _has_onednn(m.weight.device, dtype)}
+    def __init__(self, forwards: dict[nn.Linear, Callable[[Tensor], Tensor]]) -> None:
+        self._forwards = forwards
 
     def __enter__(self) -> None:
-        for linear, fast in self._fast.items():
+        for linear, forward in self._forwards.items():
             # An attribute of its own hides the method until it is deleted.
-            vars(linear)["forward"] = fast
+            vars(linear)["forward"] = forward
 
     def __exit__(self, *_: object) -> None:
-        for linear in self._fast:
+        for linear in self._forwards:
             del vars(linear)["forward"]
+
+
+class FastLinears(_Replaced):
+    """All linear maps of a module, for inference; nothing changes on a GPU."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__({m: FastLinear(dtype, m, few_rows=False)
+                          for m in _linears(module, dtype)})
+
+
+class TrainedLinears(_Replaced):
+    """All linear maps of a module in fp32, with gradients; nothing changes on a GPU."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__({m: functools.partial(_trained, m)
+                          for m in _linears(module, torch.float32)})
+
+
+def _trained(linear: nn.Linear, x: Tensor) -> Tensor:
+    out: Tensor = _WithGradients.apply(x, linear.weight, linear.bias)
+    return out
+
+
+class _WithGradients(torch.autograd.Function):
+    """x·Wᵀ + b; the gradients are g·W, gᵀ·x and the sum of g."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad = grads[0]
+        to_x = to_weight = to_bias = None
+        if ctx.needs_input_grad[0]:
+            to_x = _onednn(grad, weight.t(), None)
+        rows = grad.flatten(0, -2)
+        if ctx.needs_input_grad[1]:
+            turned = x.flatten(0, -2).t()
+            # Where there are more outputs than inputs, copying the smaller factor pays (measured).
+            if weight.shape[0] > weight.shape[1]:
+                turned = turned.contiguous()
+            to_weight = _onednn(rows.t(), turned, None)
+        if ctx.needs_input_grad[2]:
+            to_bias = rows.sum(0)
+        return to_x, to_weight, to_bias
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The operator behind torch.compile's; it is not public, so its absence is borne."""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
+
+
+def _linears(module: nn.Module, dtype: torch.dtype) -> list[nn.Linear]:
+    return [m for m in module.modules()
+            if isinstance(m, nn.Linear) and _has_onednn(m.weight.device, dtype)]
 
 
 def _one(parts: list[Tensor]) -> Tensor:

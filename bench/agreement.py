@@ -69,7 +69,7 @@ def main() -> None:
         images = to_input(torch.stack([data[n][1] for n in range(first, last)]))
         for name, dtype in TYPES.items():
             with autocast(dtype, images.device):
-                ids, score = beam_search(decoders[name], model.encode(images), beams)
+                ids, score = beam_search(decoders[name], decoders[name].encode(images), beams)
             found[name] += [candidates[0] for candidates in ids]
             scores[name] += score[:, 0].tolist()
         captions = _of_transformers(peer, model, images, beams)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from contextlib import nullcontext
 from typing import Any, Dict
 
 import torch
@@ -13,7 +12,7 @@ from bench.weights import MODEL
 from blip_art.config import TrainConfig
 from blip_art.model.captioner import build_captioner
 from blip_art.model.decode import BeamOptions, beam_search
-from blip_art.model.linear import TrainedLinears
+from blip_art.model.linear import replaced, trained_linears
 from blip_art.model.step import StepDecoder
 from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.model.weights import load_weights
@@ -66,10 +65,10 @@ def _train(spec: Dict[str, Any], model: Any, tokenizer: CaptionTokenizer, batch:
     ids, mask = tokenizer.encode(spec["texts"][:batch], 40)
     ids, mask, counted = (x.to(device) for x in (ids, mask, model.counted(ids)))
 
-    linears = TrainedLinears(model) if stepper.dtype is None else nullcontext()
+    linears = trained_linears(model) if stepper.dtype is None else {}
 
     def work() -> Dict[str, Any]:
-        with linears:
+        with replaced(linears):
             with autocast(stepper.dtype, device):
                 loss = model(images, ids, mask, counted)
             stepper.backward(loss)

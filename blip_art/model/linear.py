@@ -1,8 +1,8 @@
 """Linear maps on the CPU through oneDNN; for inference also several in one, and in one type.
 
     both = FastLinear(torch.bfloat16, query, key); x = both(x)
-    with FastLinears(model.visual_encoder, torch.float32): model.encode(images)
-    with TrainedLinears(model): model(images, ids, mask).backward()
+    with replaced(fast_linears(model.visual_encoder, torch.float32)): model.encode(images)
+    with replaced(trained_linears(model)): model(images, ids, mask).backward()
 
 torch's own path on the CPU is MKL, which on two cores of an AMD EPYC did 200 GFLOP/s in fp32 where
 oneDNN did 480, and read weights at 10 GB/s where oneDNN did so at 31 to 47 when a batch had twelve
@@ -11,14 +11,17 @@ rows, as a step of a decoder has (bench/results/caption_cpu_fp32.md has what it 
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Modules, and what they are computed with instead.
+Forwards = dict[nn.Module, Callable[..., Tensor]]
 # Rows that a decoder's step has about: the layout of weights is chosen for them.
 FEW_ROWS = 16
 _ONEDNN = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
@@ -48,36 +51,27 @@ class FastLinear:
         return _onednn(x, self.weight, self.bias)
 
 
-class _Replaced:
-    """Another `forward` for some modules, inside a `with` block."""
-
-    def __init__(self, forwards: dict[nn.Linear, Callable[[Tensor], Tensor]]) -> None:
-        self._forwards = forwards
-
-    def __enter__(self) -> None:
-        for linear, forward in self._forwards.items():
-            # An attribute of its own hides the method until it is deleted.
-            vars(linear)["forward"] = forward
-
-    def __exit__(self, *_: object) -> None:
-        for linear in self._forwards:
-            del vars(linear)["forward"]
+@contextlib.contextmanager
+def replaced(forwards: Forwards) -> Iterator[None]:
+    """Another `forward` for some modules."""
+    for module, forward in forwards.items():
+        # An attribute of its own hides the method until it is deleted.
+        vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        for module in forwards:
+            del vars(module)["forward"]
 
 
-class FastLinears(_Replaced):
-    """All linear maps of a module, for inference; nothing changes on a GPU."""
-
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__({m: FastLinear(dtype, m, few_rows=False)
-                          for m in _linears(module, dtype)})
+def fast_linears(module: nn.Module, dtype: torch.dtype) -> Forwards:
+    """For all linear maps of a module what is faster without gradients; none on a GPU."""
+    return {m: FastLinear(dtype, m, few_rows=False) for m in _linears(module, dtype)}
 
 
-class TrainedLinears(_Replaced):
-    """All linear maps of a module in fp32, with gradients; nothing changes on a GPU."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__({m: functools.partial(_trained, m)
-                          for m in _linears(module, torch.float32)})
+def trained_linears(module: nn.Module) -> Forwards:
+    """For all linear maps of a module in fp32 what is faster with gradients; none on a GPU."""
+    return {m: functools.partial(_trained, m) for m in _linears(module, torch.float32)}
 
 
 def _trained(linear: nn.Linear, x: Tensor) -> Tensor:

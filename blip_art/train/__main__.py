@@ -10,7 +10,7 @@ import argparse
 import copy
 import signal
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ from blip_art.distributed import (
 from blip_art.errors import EXIT_INTERRUPTED, UserError, exit_cleanly
 from blip_art.files import RunDir
 from blip_art.model.captioner import BlipCaptioner, build_captioner
-from blip_art.model.linear import TrainedLinears
+from blip_art.model.linear import Forwards, replaced, trained_linears
 from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.model.weights import load_weights, save_weights
 from blip_art.predict import caption_split, check_lengths
@@ -105,7 +105,7 @@ class Training:
     ddp: Any  # the model, wrapped where there is more than one rank
     stepper: Stepper
     ema: Any  # timm's ModelEmaV3, or None
-    linears: AbstractContextManager[Any]
+    linears: Forwards
 
     def save(self, progress: Progress) -> None:
         """Write last.pt; all ranks return when it is whole, since one that left early would
@@ -143,7 +143,7 @@ def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionToke
                            config.model.prompt, config.data.max_words, config.seed)
     steps = steps_per_epoch(len(dataset), config.train.batch_size, world.size)
     training = Training(config, run, world, stop, tokenizer, dataset, model, ddp, stepper, ema,
-                        TrainedLinears(model) if stepper.dtype is None else nullcontext())
+                        trained_linears(model) if stepper.dtype is None else {})
 
     while progress.epoch < config.train.epochs:
         write_state(run, world, "running", epoch=progress.epoch, epochs=config.train.epochs)
@@ -179,8 +179,9 @@ def train_epoch(t: Training, progress: Progress) -> None:
     refused_in_a_row = 0
     started = saved = time.monotonic()
     t.ddp.train()
-    with t.linears, tqdm(total=batches.steps, initial=progress.step, desc=f"epoch {epoch}",
-                         unit="step", leave=False, disable=None if world.is_main else True) as bar:
+    with replaced(t.linears), tqdm(
+            total=batches.steps, initial=progress.step, desc=f"epoch {epoch}", unit="step",
+            leave=False, disable=None if world.is_main else True) as bar:
         for step, (images, captions) in enumerate(loader, progress.step):
             # Dropout depends on the step alone: a resumed run draws what an undisturbed one does.
             torch.manual_seed(dropout_seed(config.seed, epoch, step, world.rank))

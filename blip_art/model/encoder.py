@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from blip_art.model.captioner import BlipCaptioner
-from blip_art.model.linear import Forwards, fast_linears, replaced
+from blip_art.model.linear import FastLinear, Forwards, fast_linears, replaced
 
 # Heads at a time. The scores of a whole batch are memory that the system maps anew every time:
 # twice as slow (measured; 2 to 6 heads are alike).
@@ -33,6 +33,10 @@ class FastEncoder:
         self.model, encoder = model, model.visual_encoder
         linears = fast_linears(encoder, dtype)
         forwards: Forwards = dict(linears)
+        if linears:
+            for block in encoder.blocks:
+                first = FastLinear(dtype, block.mlp.fc1, few_rows=False, gelu=True)
+                forwards[block.mlp] = functools.partial(_mlp, first, block.mlp.fc2)
         if dtype is not torch.float32:
             forwards[encoder.patch_embed] = functools.partial(_in_fp32, encoder.patch_embed)
         if dtype is torch.bfloat16 and linears:
@@ -50,6 +54,11 @@ def _in_fp32(module: nn.Module, x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         out: Tensor = type(module).forward(module, x)
         return out
+
+
+def _mlp(first: FastLinear, second: nn.Module, x: Tensor) -> Tensor:
+    out: Tensor = second(first(x))
+    return out
 
 
 def _attend(attention: Any, x: Tensor, **no_mask: Any) -> Tensor:

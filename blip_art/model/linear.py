@@ -30,12 +30,15 @@ _ONEDNN = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_suppo
 class FastLinear:
     """Several linear maps of the same input as one, for inference only: no gradients."""
 
-    def __init__(self, dtype: torch.dtype, *maps: nn.Linear, few_rows: bool = True) -> None:
+    def __init__(self, dtype: torch.dtype, *maps: nn.Linear, few_rows: bool = True,
+                 gelu: bool = False) -> None:
         """Copy the weights where that makes one of several, another type or another layout.
 
         Args:
             few_rows: whether inputs have about as many rows as beams; else thousands.
+            gelu: take GELU of the result, which oneDNN does while it is still in the cache.
         """
+        self.gelu = gelu
         with torch.no_grad():
             self.weight = _one([m.weight.detach() for m in maps]).to(dtype)
             self.bias = _one([m.bias.detach() for m in maps]).to(dtype)
@@ -47,8 +50,9 @@ class FastLinear:
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.bias.dtype)
         if not self._onednn:
-            return F.linear(x, self.weight, self.bias)
-        return _onednn(x, self.weight, self.bias)
+            out = F.linear(x, self.weight, self.bias)
+            return F.gelu(out) if self.gelu else out
+        return _onednn(x, self.weight, self.bias, "gelu" if self.gelu else "none")
 
 
 @contextlib.contextmanager
@@ -106,9 +110,11 @@ class _WithGradients(torch.autograd.Function):
         return to_x, to_weight, to_bias
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
     """The operator behind torch.compile's; it is not public, so its absence is borne."""
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    # The last word chooses among kinds of GELU: BERT's and timm's is the exact one.
+    kind = "none" if then == "gelu" else ""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], kind)
     return out
 
 

@@ -40,7 +40,7 @@ class StepDecoder:
         head = decoder.cls.predictions
         # A score in bf16 has three digits: rounding it was two thirds of what bf16 changed.
         head_dtype = torch.float32 if self.dtype is torch.bfloat16 else self.dtype
-        self.transform = FastLinear(head_dtype, head.transform.dense)
+        self.transform = FastLinear(head_dtype, head.transform.dense, gelu=True)
         self.head_norm = head.transform.LayerNorm
         self.words = FastLinear(head_dtype, head.decoder)
 
@@ -73,8 +73,8 @@ class StepDecoder:
             out = _attention(query, *cross)  # (B, heads, rows·T, d)
             out = out.transpose(1, 2).reshape(x.shape)
             x = layer.cross_norm(layer.cross_out(out) + x)
-            x = layer.norm(layer.down(F.gelu(layer.up(x))) + x)
-        last = F.gelu(self.transform(x[:, -1])).to(x.dtype)
+            x = layer.norm(layer.down(layer.up(x)) + x)
+        last = self.transform(x[:, -1]).to(x.dtype)
         return self.words(self.head_norm(last)).float()
 
     def _embed(self, ids: Tensor, start: int) -> Tensor:
@@ -123,7 +123,7 @@ class _Layer:
         self.cross_states = FastLinear(dtype, cross.key, cross.value, few_rows=False)
         self.cross_out = FastLinear(dtype, layer.crossattention.output.dense)
         self.cross_norm = layer.crossattention.output.LayerNorm
-        self.up = FastLinear(dtype, layer.intermediate.dense)
+        self.up = FastLinear(dtype, layer.intermediate.dense, gelu=True)
         self.down = FastLinear(dtype, layer.output.dense)
         self.norm = layer.output.LayerNorm
 

@@ -30,7 +30,7 @@ from torchvision.transforms import (
     RandomResizedCrop,
     ToTensor,
 )
-from torchvision.transforms.functional import InterpolationMode, adjust_brightness, adjust_sharpness
+from torchvision.transforms.functional import InterpolationMode, affine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -39,8 +39,9 @@ from blip_art.data.pictures import decode
 from blip_art.data.transforms import (
     CLIP_MEAN,
     CLIP_STD,
+    FILL,
+    HIGHEST_LEVEL,
     OPERATIONS,
-    RandAugment,
     TrainTransform,
     smallest_side,
     to_input,
@@ -49,8 +50,11 @@ from blip_art.data.transforms import (
 PICTURES, BATCH = 64, 16
 
 
-class EveryOperation(RandAugment):
+class EveryOperation:
     """As the original: brightness and sharpness are computed where they change nothing."""
+
+    def __init__(self, count: int, level: int) -> None:
+        self.count, self.share = count, level / HIGHEST_LEVEL
 
     def __call__(self, picture: Image.Image) -> Image.Image:
         names = [*OPERATIONS]
@@ -58,8 +62,9 @@ class EveryOperation(RandAugment):
             name = names[int(torch.randint(len(names), (1,)))]
             if torch.rand(1) < 0.5:
                 sign = 1 if torch.rand(1) < 0.5 else -1
-                enhance = {"Brightness": adjust_brightness, "Sharpness": adjust_sharpness}.get(name)
-                picture = (enhance(picture, 1.0) if enhance
+                moved = (sign * 5, 0) if name == "TranslateX" else (0, sign * 5)
+                picture = (affine(picture, 0.0, moved, 1.0, [0.0, 0.0], InterpolationMode.BILINEAR,
+                                  FILL) if name.startswith("Translate")
                            else OPERATIONS[name](picture, self.share, sign))
         return picture
 

@@ -114,7 +114,7 @@ def dataset(pictures):
 
 def test_a_sample_is_bytes_and_a_prompted_caption(dataset):
     picture, caption = dataset[0, 3]
-    assert (picture.shape, picture.dtype) == ((32, 32, 3), torch.uint8)
+    assert (picture.shape, picture.dtype) == ((3, 32, 32), torch.uint8)
     assert caption == "a picture of caption 3"
 
 

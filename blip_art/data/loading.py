@@ -34,7 +34,7 @@ class TrainDataset(Dataset[Tuple[torch.Tensor, str]]):
         return len(self.samples)
 
     def __getitem__(self, key: Tuple[int, int]) -> Tuple[torch.Tensor, str]:
-        """The sample `index` as it is in `epoch`: bytes (S, S, 3), caption."""
+        """The sample `index` as it is in `epoch`: bytes (3, S, S), caption."""
         epoch, index = key
         image, caption = self.samples[index]
         picture = read_picture(find_picture(self.images_root, image), self.smallest_side)
@@ -55,7 +55,7 @@ class PictureDataset(Dataset[Tuple[int, torch.Tensor]]):
         return len(self.images)
 
     def __getitem__(self, position: int) -> Tuple[int, torch.Tensor]:
-        """(position, bytes (S, S, 3))."""
+        """(position, bytes (3, S, S))."""
         picture = read_picture(find_picture(self.images_root, self.images[position]))
         return position, self.transform(picture)
 

@@ -4,9 +4,9 @@
     images = to_input(torch.stack([pixels]))  # (1, 3, 384, 384), normalized
 
 Bytes to the end: floats of a picture are four times as many, to make, and to send between processes
-and to the GPU. The device normalizes them. What else was measured: torch resizes bytes five times as
-fast as Pillow; turning planes into a Pillow picture and back took as long as all the rest until it
-went plane by plane; torchvision's v2 operations on bytes are as slow as Pillow's, or slower.
+and to the GPU. The device normalizes them. What else was measured: torch resizes bytes five times
+as fast as Pillow; turning planes into a Pillow picture and back took as long as all the rest until
+it went plane by plane; torchvision's v2 operations on bytes are as slow as Pillow's, or slower.
 """
 
 from __future__ import annotations

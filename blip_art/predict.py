@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +37,39 @@ from blip_art.model.weights import load_weights
 from blip_art.readable import freeze_references, readable_pairs
 from blip_art.train.optim import amp_dtype, autocast
 
+Batch = tuple[Tensor, Tensor]
 
-def caption_batch(decoder: StepDecoder, tokenizer: CaptionTokenizer, images: Tensor,
-                  options: GenerateConfig, seeds: list[int]) -> list[list[str]]:
-    """Candidates [picture][options.captions] for (B, 3, S, S) normalized pictures."""
-    states = decoder.encode(images)
+
+def encoded_ahead(decoder: StepDecoder, batches: Iterator[Batch],
+                  device: torch.device) -> Iterator[Batch]:
+    """(positions, image states) of batches (positions, bytes), the next one encoded meanwhile.
+
+    On a GPU that is beside the decoder, whose small steps leave most of it idle.
+    """
+    side = torch.cuda.Stream(device) if device.type == "cuda" else None
+    if side:
+        side.wait_stream(torch.cuda.current_stream(device))  # for the weights
+
+    def encode(batch: Batch | None) -> Batch | None:
+        if batch is None:
+            return None
+        positions, pixels = batch
+        with torch.cuda.stream(side) if side else nullcontext():
+            return positions, decoder.encode(to_input(pixels.to(device, non_blocking=True)))
+
+    ahead = encode(next(batches, None))
+    while ahead is not None:
+        if side:
+            here = torch.cuda.current_stream(device)
+            here.wait_stream(side)
+            ahead[1].record_stream(here)
+        now, ahead = ahead, encode(next(batches, None))
+        yield now
+
+
+def caption_states(decoder: StepDecoder, tokenizer: CaptionTokenizer, states: Tensor,
+                   options: GenerateConfig, seeds: list[int]) -> list[list[str]]:
+    """Candidates [picture][options.captions] for (B, patches, width) of the encoder."""
     lengths = {"max_length": options.max_length, "min_length": options.min_length}
     if options.method == "nucleus":
         ids = nucleus_sample(decoder, states, NucleusOptions(
@@ -80,9 +110,9 @@ def caption_pictures(model: BlipCaptioner, tokenizer: CaptionTokenizer, pictures
                         pin_memory=world.device.type == "cuda")
     # Ranks vote after every batch, so all of them count as many batches as the first has.
     rounds = -(-len(range(0, len(pictures), world.size)) // options.batch_size)
-    batches = iter(loader)
     rows: list[tuple[int, list[str]]] = []
     decoder = StepDecoder(model, dtype)
+    batches = encoded_ahead(decoder, iter(loader), world.device)
     # One block for all batches: inside it weights are cast once.
     with autocast(dtype, world.device), tqdm(
             total=len(pictures), desc=title, unit="picture", leave=False,
@@ -91,9 +121,8 @@ def caption_pictures(model: BlipCaptioner, tokenizer: CaptionTokenizer, pictures
             batch = next(batches, None)
             if batch is not None:
                 positions = [mine[i] for i in batch[0].tolist()]
-                images = to_input(batch[1].to(world.device, non_blocking=True))
-                texts = caption_batch(
-                    decoder, tokenizer, images, options,
+                texts = caption_states(
+                    decoder, tokenizer, batch[1], options,
                     [picture_seed(config.seed, epoch, position) for position in positions])
                 rows += zip(positions, texts, strict=True)
                 bar.update(min(len(positions) * world.size, len(pictures) - bar.n))

@@ -160,11 +160,12 @@ class Ending(StepDecoder):
     BeamOptions(num_beams=3), BeamOptions(num_beams=4, groups=2, num_return=2, diversity=0.5),
     BeamOptions(num_beams=3, num_return=3, repetition_penalty=1.2)],
     ids=["beams", "groups", "top 3"])
-def test_captions_do_not_depend_on_what_shares_the_batch(model, options):
+@pytest.mark.parametrize("late", [False, True])
+def test_captions_do_not_depend_on_what_shares_the_batch(model, options, late):
     """Pictures that are finished leave the batch, the others go on as if alone."""
     images = torch.randn(12, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     decoder = Ending(model)
-    together, scores = beam_search(decoder, model.encode(images), options)
+    together, scores = beam_search(decoder, model.encode(images), options, late)
     seen = decoder.rows
     for n, (captions, row) in enumerate(zip(together, scores, strict=True)):
         alone, alone_scores = beam_search(decoder, model.encode(images[n:n + 1]), options)

@@ -240,22 +240,25 @@ def test_ground_truth_without_a_picture_of_the_list_is_named(config, tmp_path):
         freeze_references(loaded, RunDir(tmp_path), "val", ALONE)
 
 
+def batches_of(pairs, rank, ranks, epoch=2, start_step=0):
+    batches = EpochBatches(pairs, 4, rank, ranks, seed=1)
+    batches.begin(epoch, start_step)
+    assert len(batches) == len(list(batches))
+    return list(batches)
+
+
 def test_an_epoch_shares_the_pairs_among_the_ranks():
-    steps = steps_per_epoch(103, 4, 3)
-    batches = [list(EpochBatches(103, 4, rank, 3, seed=1, epoch=2, start_step=0))
-               for rank in range(3)]
+    batches = [batches_of(103, rank, 3) for rank in range(3)]
     seen = [index for rank in batches for batch in rank for _, index in batch]
-    assert steps == 8
-    assert all(len(rank) == steps for rank in batches)
+    assert steps_per_epoch(103, 4, 3) == 8
+    assert all(len(rank) == 8 for rank in batches)
     assert len(set(seen)) == len(seen) == 8 * 4 * 3
-    assert list(EpochBatches(103, 4, 1, 3, seed=1, epoch=2, start_step=5)) == batches[1][5:]
-    assert list(EpochBatches(103, 4, 1, 3, seed=1, epoch=3, start_step=0)) != batches[1]
+    assert batches_of(103, 1, 3, start_step=5) == batches[1][5:]
+    assert batches_of(103, 1, 3, epoch=3) != batches[1]
 
 
 def test_a_set_smaller_than_one_batch_still_makes_a_step():
-    batches = [list(EpochBatches(3, 4, rank, 2, seed=1, epoch=0, start_step=0))
-               for rank in range(2)]
-    assert [len(rank[0]) for rank in batches] == [4, 4]
+    assert [len(batches_of(3, rank, 2)[0]) for rank in range(2)] == [4, 4]
 
 
 def test_a_second_training_of_a_folder_is_refused(config: Path, tmp_path: Path) -> None:

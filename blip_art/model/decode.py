@@ -117,18 +117,21 @@ def _penalize_repeats(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 
 @torch.inference_mode()
-def beam_search(decoder: StepDecoder, image_states: Tensor,
-                options: BeamOptions) -> tuple[list[list[list[int]]], Tensor]:
+def beam_search(decoder: StepDecoder, image_states: Tensor, options: BeamOptions,
+                late: bool | None = None) -> tuple[list[list[list[int]]], Tensor]:
     """Beam search; with groups > 1, diverse beam search (Vijayakumar et al. 2016).
 
     Args:
         image_states: (B, patches, width) of `model.encode`.
+        late: whether a finished picture may take part in one more step, which spares the host
+            from waiting for the device; default: on a GPU.
 
     Returns:
         Token ids after the prompt, end token left out: [picture][num_return], best first; with
         groups, the best caption of each group in order. And their scores (B, num_return).
     """
     model, batch = decoder.model, image_states.shape[0]
+    late = image_states.is_cuda if late is None else late
     prompt = torch.tensor([model.prompt_ids], device=image_states.device)
     words = options.max_length - prompt.shape[1]
     if words < 1:
@@ -139,11 +142,14 @@ def beam_search(decoder: StepDecoder, image_states: Tensor,
         search = _Search(batch, prompt, options, model.end_id)
         logits = decoder(state, prompt.expand(batch, -1)).repeat_interleave(search.rows, 0)
         state.widen(search.rows)
+        watch = Watch(late)
         for word in range(words):
             tokens, parents = search.advance(logits, word)
-            if word == words - 1 or not (open_pictures := search.open_pictures()):
+            open_pictures = None if word == words - 1 else watch(search.flags())
+            if not open_pictures:
                 break
             if len(open_pictures) <= LEAVE_AT * len(tokens):
+                watch = Watch(late)
                 pictures = torch.tensor(open_pictures, device=tokens.device)
                 tokens, parents = tokens[pictures], parents[pictures]
                 search.keep(pictures)
@@ -154,6 +160,39 @@ def beam_search(decoder: StepDecoder, image_states: Tensor,
             logits = decoder(state, tokens.view(-1, 1))
     captions, scores = search.best()
     return [[_until(ids, model.end_id) for ids in picture] for picture in captions.tolist()], scores
+
+
+class Watch:
+    """Tells which pictures go on: the one thing that the host asks the device for.
+
+    Late, it tells what was so one step ago. A picture that is finished stays so, and what its rows
+    do then is not looked at.
+    """
+
+    def __init__(self, late: bool) -> None:
+        self._late = late
+        self._asked: tuple[Tensor, torch.cuda.Event | None] | None = None
+
+    def __call__(self, flags: Tensor) -> list[int]:
+        """Positions of the open ones, as far as it is known."""
+        if not self._late:
+            return flags.nonzero()[:, 0].tolist()
+        asked, self._asked = self._asked, (flags.to("cpu", non_blocking=True), _event(flags))
+        if asked is None:
+            return list(range(len(flags)))
+        known, event = asked
+        if event is not None:
+            event.synchronize()
+        return known.nonzero()[:, 0].tolist()
+
+
+def _event(tensor: Tensor) -> torch.cuda.Event | None:
+    """The moment when everything that was asked of a GPU so far is done."""
+    if not tensor.is_cuda:
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
 
 
 class _Search:
@@ -200,10 +239,9 @@ class _Search:
         return scores.scatter_add(2, tokens, torch.full_like(
             tokens, -self.options.diversity, dtype=scores.dtype))
 
-    def open_pictures(self) -> list[int]:
-        """Positions in the batch that are not finished; the one thing the host waits for."""
-        flags = torch.stack([g.open[:, 0] for g in self.groups]).any(0).tolist()
-        return [position for position, is_open in enumerate(flags) if is_open]
+    def flags(self) -> Tensor:
+        """Which pictures of the batch (B,) are not finished."""
+        return torch.stack([g.open[:, 0] for g in self.groups]).any(0)
 
     def keep(self, pictures: Tensor) -> None:
         """Let all other pictures leave."""

@@ -41,7 +41,7 @@ from blip_art.model.weights import load_weights, save_weights
 from blip_art.predict import caption_split, check_lengths
 from blip_art.readable import freeze_references, readable_pairs
 from blip_art.retention import prune_weights
-from blip_art.train.batches import EpochBatches, steps_per_epoch
+from blip_art.train.batches import EpochBatches
 from blip_art.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from blip_art.train.optim import Stepper, autocast, learning_rate
 from blip_art.train.setup import alone_in, open_run, write_epoch, write_state
@@ -49,7 +49,8 @@ from blip_art.train.setup import alone_in, open_run, write_epoch, write_state
 # What a rank wants after a step; all do what the most urgent one wants.
 GO_ON, SAVE, LEAVE = range(3)
 # GradScaler needs a few refused steps to find its scale; this many mean that training is lost.
-REFUSED_LIMIT = 50
+# How many there were is on the device, which is only asked once in a while.
+REFUSED_LIMIT, ASK_EVERY = 50, 10
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -100,7 +101,8 @@ class Training:
     world: World
     stop: Stop
     tokenizer: CaptionTokenizer
-    dataset: TrainDataset
+    batches: EpochBatches
+    loader: DataLoader[Any]
     model: BlipCaptioner
     ddp: Any  # the model, wrapped where there is more than one rank
     stepper: Stepper
@@ -141,18 +143,24 @@ def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionToke
         settle_buckets(ddp, config, world)
     dataset = TrainDataset(pairs, config.data.images, config.model.image_size,
                            config.model.prompt, config.data.max_words, config.seed)
-    steps = steps_per_epoch(len(dataset), config.train.batch_size, world.size)
-    training = Training(config, run, world, stop, tokenizer, dataset, model, ddp, stepper, ema,
-                        trained_linears(model) if stepper.dtype is None else {})
+    batches = EpochBatches(len(dataset), config.train.batch_size, world.rank, world.size,
+                           config.seed)
+    workers = config.data.num_workers
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers,
+                        persistent_workers=workers > 0, **worker_options(workers, STOP_SIGNALS),
+                        pin_memory=world.device.type == "cuda")
+    linears = trained_linears(model) if stepper.dtype is None else {}
+    training = Training(config, run, world, stop, tokenizer, batches, loader, model, ddp, stepper,
+                        ema, linears)
 
     while progress.epoch < config.train.epochs:
         write_state(run, world, "running", epoch=progress.epoch, epochs=config.train.epochs)
-        if progress.step < steps:
+        if progress.step < batches.steps:
             train_epoch(training, progress)
         evaluated = ema.module if ema else model
         if world.is_main:
             save_weights(evaluated, run.weights(progress.epoch))
-            print(write_epoch(run, config, progress, stepper, steps), flush=True)
+            print(write_epoch(run, config, progress, stepper, batches.steps), flush=True)
             prune_weights(run, config.train.keep)
         for split in config.generate.splits:
             if not run.predictions(split, progress.epoch).exists():
@@ -168,26 +176,24 @@ def train_epoch(t: Training, progress: Progress) -> None:
         Interrupted: stopped by a signal, on all ranks together, after saving.
     """
     config, settings, world, epoch = t.config, t.config.train, t.world, progress.epoch
-    batches = EpochBatches(len(t.dataset), settings.batch_size, world.rank, world.size,
-                           config.seed, epoch, progress.step)
-    loader = DataLoader(t.dataset, batch_sampler=batches, num_workers=config.data.num_workers,
-                        **worker_options(config.data.num_workers, STOP_SIGNALS),
-                        pin_memory=world.device.type == "cuda")
+    steps = t.batches.steps
+    t.batches.begin(epoch, progress.step)
     before = copy.copy(progress)
-    # Sum and number of the finite losses; read only when shown or saved.
+    # Sum and number of the finite losses; moves refused, and how many of them in a row.
+    # Read only when shown or saved: reading waits for the GPU.
     losses = torch.zeros(2, dtype=torch.float64, device=world.device)
-    refused_in_a_row = 0
+    refused = torch.zeros(2, device=world.device)
     started = saved = time.monotonic()
     t.ddp.train()
     with replaced(t.linears), tqdm(
-            total=batches.steps, initial=progress.step, desc=f"epoch {epoch}", unit="step",
+            total=steps, initial=progress.step, desc=f"epoch {epoch}", unit="step",
             leave=False, disable=None if world.is_main else True) as bar:
-        for step, (images, captions) in enumerate(loader, progress.step):
+        for step, (images, captions) in enumerate(t.loader, progress.step):
             # Dropout depends on the step alone: a resumed run draws what an undisturbed one does.
             torch.manual_seed(dropout_seed(config.seed, epoch, step, world.rank))
-            group_end = min((step // settings.accumulate + 1) * settings.accumulate, batches.steps)
+            group_end = min((step // settings.accumulate + 1) * settings.accumulate, steps)
             moves = step + 1 == group_end
-            t.stepper.set_lr(learning_rate(settings, epoch, step, batches.steps))
+            t.stepper.set_lr(learning_rate(settings, epoch, step, steps))
             ids, mask = t.tokenizer.encode(captions, config.model.max_tokens)
             images, ids, mask, counted = (x.to(world.device, non_blocking=True) for x in (
                 images, ids, mask, t.model.counted(ids)))
@@ -202,10 +208,9 @@ def train_epoch(t: Training, progress: Progress) -> None:
             _show(bar, losses, step + 1 - before.step, started, settings.batch_size * world.size)
             if not moves:
                 continue
-            moved = t.stepper.step()
-            progress.skipped += not moved
-            refused_in_a_row = 0 if moved else refused_in_a_row + 1
-            if refused_in_a_row == REFUSED_LIMIT:
+            now = t.stepper.step()
+            refused = torch.stack([refused[0] + now, (refused[1] + 1) * now])
+            if (step + 1) % (ASK_EVERY * settings.accumulate) == 0 and refused[1] >= REFUSED_LIMIT:
                 raise UserError(f"gradients were not finite {REFUSED_LIMIT} steps in a row (epoch "
                                 f"{epoch}, step {step}); lower train.lr, or set train.amp=off")
             if t.ema is not None:
@@ -213,12 +218,12 @@ def train_epoch(t: Training, progress: Progress) -> None:
             due = time.monotonic() - saved > 60 * settings.save_every_min
             decision = world.most(LEAVE if t.stop else SAVE if due else GO_ON)
             if decision != GO_ON:
-                bring_forward(progress, before, step + 1, losses, started, t)
+                bring_forward(progress, before, step + 1, losses, refused, started, t)
                 t.save(progress)
                 saved = time.monotonic()
             if decision == LEAVE:
                 raise Interrupted
-    bring_forward(progress, before, batches.steps, losses, started, t)
+    bring_forward(progress, before, steps, losses, refused, started, t)
     t.save(progress)
 
 
@@ -228,12 +233,13 @@ def dropout_seed(seed: int, epoch: int, step: int, rank: int) -> int:
 
 
 def bring_forward(progress: Progress, before: Progress, step: int, losses: torch.Tensor,
-                  started: float, t: Training) -> None:
+                  refused: torch.Tensor, started: float, t: Training) -> None:
     """Fold what all ranks did since this process started the epoch into the epoch's totals."""
     world, done = t.world, step - before.step
     loss_sum, counted = world.sum(losses.tolist())
     progress.step, progress.losses = step, before.losses + int(counted)
     progress.loss_sum = before.loss_sum + loss_sum
+    progress.skipped = before.skipped + int(refused[0])  # the same on all ranks
     progress.pictures = before.pictures + done * t.config.train.batch_size * world.size
     progress.seconds = before.seconds + time.monotonic() - started
 

@@ -88,19 +88,26 @@ class Stepper:
         """Add this loss's gradients, as one of `accumulated` batches that make up a move."""
         self.scaler.scale(loss / accumulated).backward()
 
-    def step(self) -> bool:
-        """Move the weights and clear the gradients; False if they were not finite: no move.
+    def step(self) -> torch.Tensor:
+        """Move the weights and clear the gradients; where they were not finite nothing moves.
 
         Gradients are the same on every rank, so all ranks skip together.
+
+        Returns:
+            1.0 if nothing moved, else 0.0, on the device: reading it waits for the GPU.
         """
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm or math.inf)
-        finite = bool(norm.isfinite())
-        if finite or self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)  # skips by itself what it found infinite
+        refused = (~norm.isfinite()).float()
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
             self.scaler.update()
+        else:
+            # What the scaler tells a fused optimizer: the device itself decides whether to move.
+            self.optimizer.found_inf = refused  # type: ignore[attr-defined]
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return finite
+        return refused
 
     def peak_memory_gb(self) -> float:
         """Most GPU memory held so far, in 10^9 bytes; 0 on the CPU."""

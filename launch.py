@@ -28,7 +28,7 @@ examples:
   ./launch.py train configs/caption_art.yaml train.lr=5e-5 --run runs/lr5e-5
   ./launch.py train configs/caption_art.yaml --dry-run     show the commands, run nothing
   ./launch.py score --run runs/caption_art            score every epoch's captions
-  ./launch.py eval --run runs/caption_art --split test     caption the test set, then score
+  ./launch.py eval configs/caption_art.yaml --split test   caption the test set, then score
   ./launch.py collect runs/* -o report                tables, curves and one page
   ./launch.py train configs/caption_art.yaml --cluster slurm --site configs/sites/mine.yaml
   ./launch.py sweep configs/sweeps/lr.yaml --cluster slurm     again: what is missing or failed
@@ -72,6 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     sweep = _command(commands, "sweep", run_sweep, "many runs of one configuration")
     sweep.add_argument("sweep", metavar="FILE", help="for example configs/sweeps/lr.yaml")
+    sweep.add_argument("overrides", metavar="key=value", nargs="*",
+                       help="change the configuration of all runs, as `set:` in the file does")
     sweep.add_argument("--only", metavar="RUN", nargs="+",
                        help="of the missing and failed runs only these")
     _processes(sweep)
@@ -89,12 +91,16 @@ def build_parser() -> argparse.ArgumentParser:
                              help="epoch (default: the best, or the last)")
         command.add_argument("--split", metavar="NAME",
                              help="val or test (default: generate.splits)")
-        command.add_argument("overrides", metavar="key=value", nargs="*",
-                             help="change the configuration, for example generate.num_beams=5")
+        command.add_argument("overrides", metavar="[CONFIG] key=value", nargs="*",
+                             help="CONFIG stands for --run runs/NAME, and for --config where that "
+                                  "folder has none; key=value changes the configuration, for "
+                                  "example generate.num_beams=5")
         _processes(command)
 
     score = _command(commands, "score", run_score, "score all captions that have no scores yet")
     _run_folder(score)
+    score.add_argument("overrides", metavar="CONFIG", nargs="*",
+                       help="stands for --run runs/NAME, NAME being `name` in the configuration")
 
     collect = _command(commands, "collect", run_collect, "tables, curves and a page from runs")
     collect.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
@@ -142,7 +148,7 @@ def run_sweep(args: argparse.Namespace) -> int:
 
     if args.cluster == "slurm":
         return _on_slurm().sweep(args, REPO)
-    sweep = load_sweep(args.sweep)
+    sweep = load_sweep(args.sweep, args.overrides)
     members = sweep.members()
     for number, member in enumerate(members, 1):
         print(f"{number}/{len(members)}: {member.run.path}", file=sys.stderr)
@@ -150,7 +156,8 @@ def run_sweep(args: argparse.Namespace) -> int:
             continue
         words = ["train", sweep.config, *member.overrides, "--run", str(member.run.path),
                  "--cluster", args.cluster, *(["--dry-run"] if args.dry_run else []),
-                 *(["--processes", str(args.processes)] if args.processes else [])]
+                 *(["--processes", str(args.processes)] if args.processes else []),
+                 *(["--python", args.python] if args.python else [])]
         code = main(words)
         if code:
             return code
@@ -163,7 +170,10 @@ def run_score(args: argparse.Namespace) -> int:
     """Score what is not scored."""
     from blip_art.cluster.plan import score_job
 
-    run = _existing_run(args.run)
+    run = _existing_run(_run_of_config(args))
+    if args.overrides:
+        raise UserError(f"score takes no {args.overrides[0]}: metrics are set where the run was "
+                        "trained ('score.metrics'), others with 'python -m blip_art.score'")
     if args.cluster == "slurm":
         return _on_slurm().score(args, REPO, run)
     return _execute(args, [score_job(_place(args, run), run)], run)
@@ -296,10 +306,27 @@ def _run_to_predict(args: argparse.Namespace) -> RunDir:
     from blip_art.config import load_config
     from blip_art.files import RunDir
 
+    run = RunDir(_run_of_config(args))
+    if not run.config.exists():
+        args.config = args.config or args.named
     if not args.config:
-        return _existing_run(args.run)
+        return _existing_run(str(run.path))
     load_config(args.config, args.overrides)
-    return RunDir(args.run)
+    return run
+
+
+def _run_of_config(args: argparse.Namespace) -> str:
+    """--run, or runs/NAME of the CONFIG that stands before the overrides; it is taken out."""
+    from blip_art.config import load_config
+
+    args.named = ""
+    if args.overrides and "=" not in args.overrides[0]:
+        args.named = args.overrides.pop(0)
+        config = load_config(args.named, args.overrides)
+        return str(args.run or Path("runs", config.name))
+    if not args.run:
+        raise UserError("no run is named: --run runs/NAME, or the configuration it was trained by")
+    return str(args.run)
 
 
 def _existing_run(path: str) -> RunDir:
@@ -349,7 +376,7 @@ def _at_least_one(text: str) -> int:
 
 
 def _run_folder(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", metavar="DIR", required=True, help="run folder")
+    parser.add_argument("--run", metavar="DIR", help="run folder")
 
 
 if __name__ == "__main__":

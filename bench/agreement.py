@@ -3,8 +3,9 @@
     python bench/agreement.py RUN [--pictures 1000]      RUN: a finished run, such as runs/demo
 
 Ours in fp32, bf16 and fp16 and transformers' BlipForConditionalGeneration.generate in fp32, all
-with the run's own beams and lengths. Where tokens differ, both captions are scored by one model: a
-tie is what differs by 1e-5 at most. The table goes to bench/results/agreement.md and .json.
+with the run's own beams and lengths. Of a caption with the same tokens the scores of both are
+compared; of one with others both captions are scored by the model in fp32, and a tie is what
+differs by 1e-5 at most. The table goes to bench/results/agreement.md and .json.
 """
 
 from __future__ import annotations
@@ -42,24 +43,31 @@ TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 Captions = list[list[int]]
 
 
-@torch.inference_mode()
 def main() -> None:
-    """Caption, compare, print and write the table."""
+    """Print and write the table."""
     options = _options()
-    run = RunDir(options.run)
+    rows = compare(RunDir(options.run), options.pictures)
+    write_table("agreement", f"python bench/agreement.py RUN --pictures {rows[0]['pictures']}",
+                "cpu", rows)
+
+
+@torch.inference_mode()
+def compare(run: RunDir, number: int) -> list[dict[str, Any]]:
+    """A row each for transformers, bf16 and fp16 beside ours in fp32, on so many pictures."""
     config = load_config(run.config)
     tokenizer = CaptionTokenizer(config.model.tokenizer)
     model = build_captioner(config.model, tokenizer).eval()
     load_weights(model, str(run.weights(run.saved_epochs()[-1])))
     pictures = unique_pictures([pair for split in ("val", "train") for pair in
-                                load_pairs(pairs_file(config, split), split)])[:options.pictures]
+                                load_pairs(pairs_file(config, split), split)])[:number]
     data = PictureDataset([picture.image for picture in pictures], config.data.images,
                           config.model.image_size)
     beams = BeamOptions(num_beams=config.generate.num_beams, max_length=config.generate.max_length,
                         min_length=config.generate.min_length)
     found: dict[str, Captions] = {name: [] for name in (*TYPES, "transformers")}
-    scores: dict[str, list[float]] = {name: [] for name in TYPES}
-    theirs: list[float] = []
+    # Of each kind's own search, and of the model in fp32 asked about the captions it found.
+    scores: dict[str, list[float]] = {name: [] for name in found}
+    asked: dict[str, list[float]] = {name: [] for name in found}
     decoders = {name: StepDecoder(model, dtype) for name, dtype in TYPES.items()}
     with tempfile.TemporaryDirectory() as folder:
         save_hf(model, tokenizer, folder)
@@ -74,10 +82,11 @@ def main() -> None:
             scores[name] += score[:, 0].tolist()
         captions = _of_transformers(peer, model, images, beams)
         found["transformers"] += captions
-        theirs += _scores(model, model.encode(images), captions, beams)
-    rows = [_row(name, found["fp32"], found[name], scores["fp32"], scores.get(name, theirs))
-            for name in ("transformers", "bf16", "fp16")]
-    write_table("agreement", f"python bench/agreement.py RUN --pictures {len(data)}", "cpu", rows)
+        states = model.encode(images)
+        for name in found:
+            asked[name] += _scores(model, states, found[name][first:last], beams)
+    scores["transformers"] = asked["transformers"]  # it tells none
+    return [_row(name, found, scores, asked) for name in ("transformers", "bf16", "fp16")]
 
 
 def _of_transformers(peer: Any, model: BlipCaptioner, images: Tensor,
@@ -99,23 +108,25 @@ def _scores(model: BlipCaptioner, states: Tensor, captions: Captions,
     for state, words in zip(states, captions, strict=True):
         ended = words + [model.end_id] if len(words) < longest else words
         ids = torch.tensor([[*model.prompt_ids, *ended]])
-        logits = model.text_decoder.cls(model.hidden(state[None], ids, torch.ones_like(ids)))
+        logits = model.text_decoder.cls(model.hidden(state[None], ids))
         log_probs = logits[0, len(model.prompt_ids) - 1:-1].log_softmax(-1)
         scores.append(float(log_probs.gather(1, torch.tensor(ended)[:, None]).sum()) / len(ended))
     return scores
 
 
-def _row(name: str, ours: Captions, other: Captions, our_scores: list[float],
-         scores: list[float]) -> dict[str, Any]:
-    apart = [abs(a - b) for a, b in zip(our_scores, scores, strict=True)]
-    same = [a == b for a, b in zip(ours, other, strict=True)]
-    return {"beside ours in fp32": name, "pictures": len(ours),
-            "different captions": len({tuple(ids) for ids in ours}), "same tokens": sum(same),
-            "ties": sum(not equal and far <= TIE for equal, far in zip(same, apart, strict=True)),
+def _row(name: str, found: dict[str, Captions], scores: dict[str, list[float]],
+         asked: dict[str, list[float]]) -> dict[str, Any]:
+    same = [ours == other for ours, other in zip(found["fp32"], found[name], strict=True)]
+    apart = [abs(a - b) for table in (scores, asked)
+             for a, b in zip(table["fp32"], table[name], strict=True)]
+    own, of_both = apart[:len(same)], apart[len(same):]
+    other = [far for equal, far in zip(same, of_both, strict=True) if not equal]
+    return {"beside ours in fp32": name, "pictures": len(same),
+            "different captions": len({tuple(ids) for ids in found["fp32"]}),
+            "same tokens": sum(same), "ties": sum(far <= TIE for far in other),
             "largest difference of scores, same tokens": max(
-                (far for equal, far in zip(same, apart, strict=True) if equal), default=0.0),
-            "largest, other tokens": max(
-                (far for equal, far in zip(same, apart, strict=True) if not equal), default=0.0)}
+                (far for equal, far in zip(same, own, strict=True) if equal), default=0.0),
+            "in fp32, largest of other tokens": max(other, default=0.0)}
 
 
 def _options() -> argparse.Namespace:

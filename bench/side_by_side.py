@@ -24,6 +24,7 @@ from blip_art.files import write_json, write_text
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 Row = dict[str, Any]
+LOAD = f"{os.getloadavg()[0]:.1f}"  # of others: nothing has been measured yet
 
 
 class Peer:
@@ -70,8 +71,9 @@ def options(about: str, batch: list[int], rounds: int) -> argparse.Namespace:
 def commands(original_python: str = "") -> dict[str, Sequence[str]]:
     """How the peers are started; the original, if its interpreter is named."""
     folder = ROOT / "bench" / "peers"
-    found = {"blip_art": [sys.executable, str(folder / "ours.py")],
-             "transformers": [sys.executable, str(folder / "hf.py")]}
+    found: dict[str, Sequence[str]] = {
+        "blip_art": [sys.executable, str(folder / "ours.py")],
+        "transformers": [sys.executable, str(folder / "hf.py")]}
     if original_python:
         found["original"] = [original_python, str(folder / "original.py")]
     return found
@@ -117,7 +119,7 @@ def machine(device: str) -> dict[str, str]:
     packages = {name: version(name) for name in ("torch", "transformers", "timm")}
     return {**gpu, "cores": str(len(os.sched_getaffinity(0))),
             "processor": models[0] if models else "unknown",
-            "load before": f"{os.getloadavg()[0]:.1f}", "python": platform.python_version(),
+            "load before": LOAD, "python": platform.python_version(),
             **packages}
 
 

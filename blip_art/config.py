@@ -25,6 +25,9 @@ METRIC_NAMES = ("bleu", "meteor", "rouge_l", "cider", "spice")
 _ORIGINAL_NAMES = {"init_lr": "train.lr", "max_epoch": "train.epochs", "image_root": "data.images",
                    "ann_root": "data.annotations", "coco_gt_root": "data.val_gt",
                    "vit_grad_ckpt": "train.grad_checkpointing"}
+# Settings that may change between two starts of a run without changing what it computes.
+HARMLESS = ("name", "output_file", "data.num_workers", "data.bad_pictures",
+            "train.save_every_min", "train.keep", "score.metrics", "score.best")
 # The name a metric has in score files; BLEU is four numbers.
 BEST_RULES = {"cider+bleu_4": ("CIDEr", "Bleu_4"), "spice": ("SPICE",), "cider": ("CIDEr",)}
 
@@ -111,6 +114,9 @@ class TrainConfig:
     """auto (bf16 where the hardware has it, fp16 on older GPUs, off on CPU), off, fp16, bf16."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    compile: str = ""
+    """Backend of torch.compile for encoder and decoder: 'inductor'; '' compiles nothing. Texts are
+    then padded to multiples of 8, so that few lengths are compiled. Minutes at the start."""
     ema_decay: float = 0.0
     """Decay of an exponential moving average of the weights, which then is what is evaluated."""
     save_every_min: float = 10.0

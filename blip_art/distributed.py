@@ -20,6 +20,8 @@ import torch.distributed as dist
 
 from blip_art.errors import UserError
 
+# "cuda" where a rank without a GPU must end instead of computing on the CPU.
+DEVICE = "BLIP_ART_DEVICE"
 TIMEOUT = timedelta(minutes=30)
 # Ranks wait here while rank 0 looks at every picture, or writes a large checkpoint, on a slow file
 # system. One that dies is noticed at once all the same: its connections close.
@@ -113,6 +115,11 @@ def process_group() -> Iterator[World]:
     """Join the other ranks for the length of the block: NCCL where there are GPUs, else gloo."""
     rank, size, local_rank = _environment()
     cuda = torch.cuda.is_available()
+    if os.environ.get(DEVICE) == "cuda" and torch.cuda.device_count() <= local_rank:
+        raise UserError(f"rank {local_rank} has no GPU: PyTorch sees {torch.cuda.device_count()} "
+                        f"on {os.uname().nodename}; 'launch.py doctor --job' tells why, and "
+                        "'#SBATCH --exclude' or 'sbatch: {exclude: NODE}' in the site profile "
+                        "avoids a broken node")
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)

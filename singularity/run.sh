@@ -27,7 +27,9 @@ while [[ $scratch =~ \$\{?([A-Za-z_][A-Za-z_0-9]*)\}? ]]; do
     scratch=${scratch/"${BASH_REMATCH[0]}"/"${!name}"}
 done
 TMPDIR=$scratch/blip_art-${USER:-$(id -un)}-${SLURM_JOB_ID:-$$}
-(umask 077 && mkdir -p "$TMPDIR") || fail "cannot write to scratch folder $scratch on $(hostname);" \
+# A folder still fits where no byte does.
+(umask 077 && mkdir -p "$TMPDIR" && head -c 1000000 /dev/zero >"$TMPDIR/.room" &&
+    rm "$TMPDIR/.room") 2>/dev/null || fail "cannot write to scratch folder $scratch on $(hostname);" \
     "free space or name another one ('scratch' in the site profile)"
 
 # A signal of Slurm goes to every process of a step, and would end those that serve the image's

@@ -4,6 +4,8 @@
 # Environment: see settings.sh; MAX_REQUEUES (default 20).
 set -euo pipefail
 source slurm/settings.sh
+# On a node whose GPUs are not seen a training must end, not go on on the CPU.
+export BLIP_ART_DEVICE=${BLIP_ART_DEVICE:-cuda}
 # The image has no git: which code this is must be said here.
 if BLIP_ART_COMMIT=$(git rev-parse HEAD 2>/dev/null); then
     git diff --quiet HEAD -- . ||

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import os
 import re
@@ -241,6 +242,24 @@ def test_an_image_is_built_aside_on_a_base_of_this_machine(site: Site, tmp_path:
         "build", "--fakeroot", "--force", "--build-arg", "BOOTSTRAP=localimage", "--build-arg",
         f"FROM={tmp_path}", "--bind", "/etc/pip.conf"]
     assert (tmp_path / "a.sif").read_bytes() == build.content
+
+
+def test_what_a_site_binds_and_sets_reaches_the_build(site: Site, tmp_path: Path) -> None:
+    site = dataclasses.replace(site, build_binds=("/etc/pki/a.crt:/etc/ssl/own.crt", "/usr:/opt/u"),
+                               build_setup={"PIP_INDEX_URL": "http://it's/here"})
+    plan = image_plan(site, tmp_path / "a.sif")
+    assert {"FILES=/etc/pip.conf /etc/ssl/own.crt", "FOLDERS=/opt/blip_art /opt/u"} <= {*plan.argv}
+    told = ""
+
+    def build(argv: Sequence[str], env: dict[str, str]) -> int:
+        nonlocal told
+        file = argv[argv.index("--bind") + 1].removesuffix(":/opt/blip_art/build.env")
+        told = subprocess.run(["sh", "-c", f". {file}; echo $PIP_INDEX_URL"], text=True,
+                              capture_output=True, check=True).stdout
+        return 1
+    with pytest.raises(UserError):
+        build_image(plan, run=build)
+    assert told == "http://it's/here\n"
 
 
 def test_a_docker_base_is_told_from_a_folder(site: Site, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_the_tokenizer_lands_where_the_configuration_looks(
     from blip_art.model.tokenizer import CaptionTokenizer
 
     tokenizer = CaptionTokenizer("bert-base-uncased")
-    ids, _ = tokenizer.encode(["a picture of A Lion"], 40)
+    ids = tokenizer.encode(["a picture of A Lion"], 40)
     assert ids.tolist() == [[30522, 1037, 3861, 1997, 1037, 7006, 102]]
 
 

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from blip_art.cluster.control import Again, Live, resume, what_again
+from blip_art.cluster.control import NOT_SUBMITTED, Again, Live, resume, what_again
 from blip_art.cluster.record import Submitted, record_jobs
 from blip_art.cluster.slurm import Completed, QueueRow, Slurm
 from blip_art.cluster.status import cancelled_note
-from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_text
 
 TRAIN = ("train", "a.yaml", "--cluster", "slurm")
@@ -75,5 +74,4 @@ def test_of_a_sweep_only_what_was_named_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_never_submitted_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="was not submitted to Slurm"):
-        what_again(RunDir(tmp_path), [])
+    assert what_again(RunDir(tmp_path), []) == NOT_SUBMITTED

@@ -153,6 +153,18 @@ def test_one_step_that_is_not_finite_is_left_out_of_the_loss(config, tmp_path, m
     assert 2 < row["loss"] < 6
 
 
+def test_compiled_steps_learn_as_others_do(config, tmp_path):
+    losses = {}
+    for backend in ("", "aot_eager"):
+        run = RunDir(tmp_path / f"run{backend}")
+        assert main([str(config), "--run", str(run.path), "train.epochs=1", "train.batch_size=8",
+                     "model.dropout=0", "data.num_workers=0", f"train.compile={backend}"]) == 0
+        losses[backend] = read_jsonl(run.train_log)[0]["loss"]
+    assert losses["aot_eager"] == pytest.approx(losses[""], rel=1e-4)
+    with pytest.raises(UserError, match="no backend 'indutcor'; this torch has.*inductor"):
+        main([str(config), "--run", str(tmp_path / "typo"), "train.compile=indutcor"])
+
+
 def test_captions_of_something_else_are_not_taken_for_this_trainings(config, tmp_path):
     run = RunDir(tmp_path / "run")
     write_json(run.predictions("val", 0), [])

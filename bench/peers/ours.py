@@ -62,15 +62,15 @@ def _train(spec: Dict[str, Any], model: Any, tokenizer: CaptionTokenizer, batch:
     model.train()
     stepper = Stepper(model, settings, device)
     images = pictures(spec, batch)
-    ids, mask = tokenizer.encode(spec["texts"][:batch], 40)
-    ids, mask, counted = (x.to(device) for x in (ids, mask, model.counted(ids)))
+    ids = tokenizer.encode(spec["texts"][:batch], 40)
+    ids, counted = (x.to(device) for x in (ids, model.counted(ids)))
 
     linears = trained_linears(model) if stepper.dtype is None else {}
 
     def work() -> Dict[str, Any]:
         with replaced(linears):
             with autocast(stepper.dtype, device):
-                loss = model(images, ids, mask, counted)
+                loss = model(images, ids, counted)
             stepper.backward(loss)
         stepper.step()
         return {"loss": loss.item()}

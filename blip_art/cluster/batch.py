@@ -55,7 +55,8 @@ def slurm_place(site: Site, code: Path, gpus: int = 0) -> Place:
     """Where the jobs of a site run; `gpus` 0 means all of a node."""
     return Place(python=site.python, cwd=os.getcwd(), code=str(code), cache=site.cache,
                  processes=gpus or site.gpus_per_node, threads=site.cpus_per_gpu,
-                 layout=site.layout, parses=site.parses)
+                 layout=site.layout, parses=site.parses,
+                 device="cuda" if site.gres and site.device == "cuda" else "")
 
 
 def train_stages(place: Place, run: RunDir, config: str, overrides: Sequence[str] = (),
@@ -69,8 +70,9 @@ def train_stages(place: Place, run: RunDir, config: str, overrides: Sequence[str
             Stage("follow", (follow_job(place, run),), (run,), after=(("after", "train"),)),
             Stage("score", (score_job(place, run),), (run,),
                   after=(("afterok", "train"), ("afterany", "follow"))),
-            Stage("collect", (collect_job(place, [run], run.path / "report"),), (run,),
-                  after=(("afterok", "score"),))]
+            # Also when a metric has failed, or training: the report names what is missing.
+            Stage("collect", (collect_job(place, [run], run.path / "report", run.slurm),), (run,),
+                  after=(("afterany", "score"),))]
 
 
 def eval_stages(place: Place, run: RunDir, options: Sequence[str], nodes: int = 1,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import platform
 import sys
@@ -13,6 +14,8 @@ from typing import Callable, Iterable, List, Sequence
 
 from blip_art.errors import UserError
 
+# As the image's own in requirements.txt; parts of it that are not public are used.
+SUBMITIT = "submitit>=1.5.4,<1.6"
 OK, WARN, FAIL = "ok", "warn", "fail"
 
 
@@ -47,11 +50,25 @@ def check_python() -> List[Check]:
     version = platform.python_version()
     checks = [ok(f"Python {version}") if sys.version_info >= (3, 9) else
               fail(f"Python {version} is too old", "3.9 or newer: 'module load python', perhaps")]
+    checks += _submitit_version()
     missing = [name for name in ("yaml", "submitit") if importlib.util.find_spec(name) is None]
     if missing:
         checks.append(fail(f"{sys.executable} has no {' and no '.join(missing)}",
-                           "python3 -m pip install --user submitit pyyaml"))
+                           f"python3 -m pip install --user {SUBMITIT!r} pyyaml"))
     return checks
+
+
+def _submitit_version() -> List[Check]:
+    """Jobs are pickled here and read in the image: both sides must be of one kind."""
+    try:
+        found = importlib.metadata.version("submitit")
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    numbers = tuple(int(part) for part in found.split(".")[:3] if part.isdigit())
+    if (1, 5, 4) <= numbers < (1, 6):
+        return [ok(f"submitit {found}")]
+    return [fail(f"submitit {found} is not what the image has",
+                 f"python3 -m pip install --user {SUBMITIT!r}")]
 
 
 def guarded(check: Callable[..., Iterable[Check]], *about: object) -> Iterable[Check]:

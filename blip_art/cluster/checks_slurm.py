@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -154,6 +155,16 @@ def split_gres(text: str) -> Tuple[str, str, int]:
     return words[0], words[1] if len(words) > 1 else "", number
 
 
+def environment(site: Site, slurm: Slurm) -> Iterable[Check]:
+    """What the user has set for sbatch by hand, and submission leaves out."""
+    for name, key in (("SBATCH_ACCOUNT", "account"), ("SBATCH_PARTITION", "partition"),
+                      ("SBATCH_QOS", "qos")):
+        value = os.environ.get(name)
+        if value and value != getattr(site, key):
+            yield warn(f"{name}={value} is not used", f"write '{key}: {value}' into the site "
+                       "profile: variables would change what --dry-run shows")
+
+
 def account(site: Site, slurm: Slurm) -> Iterable[Check]:
     """Whether the account and the quality of service are this user's."""
     if not site.has_sacct:
@@ -230,4 +241,4 @@ def _tried(kind: str, said: str) -> Check:
 
 
 DECISIVE = (commands, controller)
-CHECKS = (commands, controller, partitions, account, accounting, trial)
+CHECKS = (commands, controller, environment, partitions, account, accounting, trial)

@@ -17,6 +17,9 @@ from blip_art.cluster.status import cancelled_jobs, cancelled_note
 from blip_art.errors import EXIT_FAILED, UserError
 from blip_art.files import RunDir, read_json, write_text
 
+NOT_SUBMITTED = ("was not submitted to Slurm; 'launch.py train CONFIG --cluster slurm' does that")
+# Stages that will have scored all captions when they end.
+SCORING = ("score", "rescore", "follow")
 Live = Tuple[RunDir, Submitted, QueueRow]
 
 
@@ -62,12 +65,17 @@ def resume(runs: Sequence[RunDir], slurm: Slurm, launch: Sequence[str] = ()) -> 
 
     Args:
         launch: how launch.py is called; () is as this process was.
+
+    Raises:
+        UserError: none of the runs was submitted.
     """
     launch = launch or (sys.executable, os.path.abspath(sys.argv[0]))
     live = living_jobs(runs, slurm)
     again: Dict[Again, List[str]] = {}  # runs of one sweep share a command
-    for run in runs:
-        what = what_again(run, [one for one in live if one[0] is run])
+    found = [(run, what_again(run, [one for one in live if one[0] is run])) for run in runs]
+    if all(what == NOT_SUBMITTED for _, what in found):
+        raise UserError(f"{runs[0].path} {NOT_SUBMITTED}")
+    for run, what in found:
         if isinstance(what, str):
             print(f"{run.path}: {what}")
         else:
@@ -84,18 +92,13 @@ def resume(runs: Sequence[RunDir], slurm: Slurm, launch: Sequence[str] = ()) -> 
 
 
 def what_again(run: RunDir, live: Sequence[Live]) -> Union[Again, str]:
-    """What a run needs submitted again, or why nothing.
-
-    Raises:
-        UserError: nothing was submitted for the run.
-    """
+    """What a run needs submitted again, or why nothing."""
     for _, job, row in live:
         if job.stage in ("train", "predict"):
             return f"{job.stage} job {job.job_id} is {row.state.lower()}, nothing to do"
     jobs = [job for job in read_jobs(run) if job.command]
     if not jobs:
-        raise UserError(f"{run.path} was not submitted to Slurm; "
-                        "'launch.py train CONFIG --cluster slurm' does that")
+        return NOT_SUBMITTED
     on_gpus = [job for job in jobs if job.stage in ("train", "predict")] or jobs
     last = on_gpus[-1]
     if last.stage == "predict" and last.job_id in cancelled_jobs(run):
@@ -107,8 +110,8 @@ def what_again(run: RunDir, live: Sequence[Live]) -> Union[Again, str]:
     if {one[:2] for one in run.predicted()} <= {one[:2] for one in run.scored()}:
         return "finished and scored, nothing to do"
     for _, job, row in live:
-        if job.stage == "score":
-            return f"score job {job.job_id} is {row.state.lower()}, nothing to do"
+        if job.stage in SCORING:
+            return f"{job.stage} job {job.job_id} is {row.state.lower()}, nothing to do"
     return Again(last.cwd, ("score", "--run", str(run.path.resolve()), "--cluster", "slurm"),
                  last.site)
 

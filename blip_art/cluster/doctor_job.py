@@ -57,6 +57,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         _write(report, [*found, fail(f"no training here: {error}", "build the image again")],
                "done")
         return EXIT_FAILED
+    os.environ.pop("BLIP_ART_DEVICE", None)  # that no GPU is there has been told
     with Stop() as stop:
         _write(report, found, "joining the other ranks")
         with process_group() as world:
@@ -212,9 +213,11 @@ def kernels(args: argparse.Namespace) -> Iterable[Check]:
                 f"{', '.join(built) or 'no GPU'}", "the pins of requirements.txt have them")
     if not torch.cuda.is_available():
         driver = Path("/dev/nvidiactl").exists()
-        yield (fail if driver else warn)(
+        needed = os.environ.get("BLIP_ART_DEVICE") == "cuda"
+        yield (fail if driver or needed else warn)(
             "PyTorch sees no GPU", "the driver is too old for its CUDA, or --nv is missing"
-            if driver else "this node has no NVIDIA driver: training would run on the CPU")
+            if driver else "this node has no NVIDIA driver: tell the administrators" if needed
+            else "the profile says 'device: cpu': training runs on the CPU")
         return
     seen = torch.cuda.device_count()
     if rank == 0 and args.gpus and seen != args.gpus:

@@ -25,6 +25,7 @@ from blip_art.files import written_aside
 
 REPO = Path(__file__).resolve().parents[2]
 DEFINITION = "singularity/blip_art.def"
+BUILD_ENV = "/opt/blip_art/build.env"
 # Measured: 8 GB unpacked, 4.4 GB packed.
 UNPACKED_GB, PACKED_GB = 12, 6
 Run = Callable[[Sequence[str], Dict[str, str]], int]
@@ -85,6 +86,7 @@ def image_plan(site: Site, target: Path, base: str = "", squashfs: str = "") -> 
         local = Path(base).expanduser()
         argv += ["--build-arg", f"BOOTSTRAP={'localimage' if local.exists() else 'docker'}",
                  "--build-arg", f"FROM={local.resolve() if local.exists() else base}"]
+    argv += _places(site.build_binds)
     for bind in site.build_binds:
         argv += ["--bind", bind]
     if program_version(site.container).name == APPTAINER:
@@ -94,6 +96,19 @@ def image_plan(site: Site, target: Path, base: str = "", squashfs: str = "") -> 
                         "say; leave --squashfs out, or build with Apptainer")
     return Build("image", target.resolve(), (*argv, DEFINITION), len(argv),
                  dict(site.build_setup))
+
+
+def _places(binds: Sequence[str]) -> List[str]:
+    """Arguments that let the definition make room for what is bound; pip.conf has it already."""
+    targets: Dict[str, List[str]] = {"FILES": ["/etc/pip.conf"], "FOLDERS": ["/opt/blip_art"]}
+    for bind in binds:
+        source, _, rest = bind.partition(":")
+        target = rest.partition(":")[0] or source
+        paths = targets["FOLDERS" if Path(source).is_dir() else "FILES"]
+        if " " not in target and target not in paths:  # with a space: the base must have it
+            paths.append(target)
+    return [word for key, paths in targets.items() if len(paths) > 1
+            for word in ("--build-arg", f"{key}={' '.join(paths)}")]
 
 
 def build_image(plan: Build, force: bool = False, run: Run = call) -> None:
@@ -110,8 +125,15 @@ def build_image(plan: Build, force: bool = False, run: Run = call) -> None:
     need_space(str(plan.target.parent), PACKED_GB, "choose another place with -o")
     remove_leftovers(plan.target)
     start = time.monotonic()
-    with written_aside(plan.target) as aside:
-        if run(plan.command(aside), plan.env):
+    with written_aside(plan.target) as aside, tempfile.NamedTemporaryFile(
+            "w", suffix=".env") as variables:
+        # Apptainer itself reads its environment, but %post is not given it.
+        variables.writelines(f"{key}={shlex.quote(value)}\n" for key, value in plan.env.items())
+        variables.flush()
+        argv = plan.command(aside)
+        if plan.env:
+            argv[2:2] = ["--bind", f"{variables.name}:{BUILD_ENV}"]
+        if run(argv, plan.env):
             raise UserError(f"the image could not be built, see {plan.argv[0]}'s words above; "
                             "a registry that is not reached needs 'build_binds' (certificates, "
                             "pip.conf) or 'build_setup' (https_proxy) in the site profile")

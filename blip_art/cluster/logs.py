@@ -161,8 +161,10 @@ def _newest_submitted(run: RunDir, stage: str) -> Optional[Log]:
 def _log_of(run: RunDir, job: Submitted) -> Optional[Log]:
     """A job's newest log; what its batch script said, where the command never started."""
     pattern = re.escape(Path(job.log).name).replace(re.escape("{restart}"), r"(\d+)")
-    # By name in the run's own folder: the run may have been moved since.
-    names = ((re.fullmatch(pattern, path.name), path) for path in run.slurm.glob("*.log"))
+    # By name in the run's own folder, for the run may have been moved since; else where the job
+    # wrote it: a sweep's report has a folder of its own.
+    names = ((re.fullmatch(pattern, path.name), path)
+             for folder in (run.slurm, Path(job.log).parent) for path in folder.glob("*.log"))
     logs = [Log(path, job.stage, job.job_id, int(match[1]) if match.groups() else 0)
             for match, path in names if match]
     if logs:

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from blip_art.cluster import sweep as sweeps
 from blip_art.cluster.batch import (
@@ -23,14 +23,14 @@ from blip_art.cluster.batch import (
     train_stages,
 )
 from blip_art.cluster.container import check_image, check_overlay, image_identity
-from blip_art.cluster.control import Live, living_jobs
+from blip_art.cluster.control import SCORING, Live, living_jobs
 from blip_art.cluster.inputs import check_inputs, folders_of, inputs_of
 from blip_art.cluster.plan import collect_job, score_job, train_job
-from blip_art.cluster.site import ENVIRONMENT, Site, load_site
+from blip_art.cluster.site import ENVIRONMENT, Site, check_site, load_site
 from blip_art.cluster.slurm import Slurm
 from blip_art.cluster.snapshot import take_snapshot
 from blip_art.cluster.submit import Submission, shown, submit, tell
-from blip_art.config import Config, dump_config, load_config
+from blip_art.config import HARMLESS, Config, differences, dump_config, load_config
 from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json, write_json, write_text
 from blip_art.score.lock import owner, taken
@@ -44,6 +44,7 @@ _EXCLUSIVE = ("train", "predict")
 def train(args: argparse.Namespace, repo: Path, run: RunDir) -> int:
     """Training, its follower, the rest of the scores, a report."""
     site = site_of(args, repo)
+    refuse_other_settings([(run, load_config(args.config, args.overrides))])
     place = slurm_place(site, run.code.resolve(), args.processes)
     stages = train_stages(place, run, str(run.frozen_config), nodes=args.nodes,
                           scored=not args.no_score)
@@ -85,7 +86,7 @@ def collect(args: argparse.Namespace, repo: Path, runs: Sequence[RunDir], out: P
 
 def sweep(args: argparse.Namespace, repo: Path) -> int:
     """Every run that is missing or failed, as one array; then all scores and a report."""
-    plan = sweeps.load_sweep(args.sweep)
+    plan = sweeps.load_sweep(args.sweep, args.overrides)
     folder = plan.members()[0].run.path.parent
     site = site_of(args, repo)
     with contextlib.nullcontext() if args.dry_run else _alone(folder):
@@ -96,12 +97,10 @@ def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
            folder: Path) -> int:
     members, code = plan.members(), folder / "code"
     living = [] if args.dry_run else living_jobs([m.run for m in members], Slurm())
-    active = {run.path for run, job, _ in living if job.stage in _EXCLUSIVE}
-    idle = [m for m in members if m.run.path not in active and sweeps.is_asked(m, args.only)]
-    todo = [m for m in idle if not sweeps.finished(m.run)]
-    unscored = [m.run for m in idle
-                if sweeps.finished(m.run) and not sweeps.scored(m.run)]
-    print(f"{plan.name}: {len(members)} runs; {len(todo)} to submit, {len(active)} in the queue, "
+    todo, unscored, active = lacking(
+        [m for m in members if sweeps.is_asked(m, args.only)], living)
+    refuse_other_settings((m.run, load_config(plan.config, m.overrides)) for m in members)
+    print(f"{plan.name}: {len(members)} runs; {len(todo)} to submit, {active} in the queue, "
           f"{sum(sweeps.finished(m.run) for m in members)} trained", file=sys.stderr)
     place = slurm_place(site, code.resolve(), args.processes)
     stages = _sweep_stages(args, plan, place, members, todo, unscored, folder / "report")
@@ -122,6 +121,29 @@ def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
         {"run": str(m.run.path), "overrides": list(m.overrides)} for m in members]}, indent=1)
     tell(submit(stages, to), RunDir(folder))
     return 0
+
+
+def lacking(members: Sequence[sweeps.Member], living: Sequence[Live]
+            ) -> Tuple[List[sweeps.Member], List[RunDir], int]:
+    """Which are to be trained, which to be scored alone, and how many train or wait to."""
+    training = {run.path for run, job, _ in living if job.stage in _EXCLUSIVE}
+    scoring = {run.path for run, job, _ in living if job.stage in SCORING}
+    idle = [m for m in members if m.run.path not in training]
+    unscored = [m.run for m in idle if m.run.path not in scoring
+                and sweeps.finished(m.run) and not sweeps.scored(m.run)]
+    return [m for m in idle if not sweeps.finished(m.run)], unscored, len(training)
+
+
+def refuse_other_settings(asked: Iterable[Tuple[RunDir, Config]]) -> None:
+    """A run that has begun is not taken for one of another configuration."""
+    other = [(run, changed) for run, config in asked
+             if run.config.exists() and (run.last_checkpoint.exists() or run.predicted())
+             and (changed := differences(load_config(run.config), config, skip=HARMLESS))]
+    if other:
+        run, changed = other[0]
+        more = f", as were {len(other) - 1} others" if other[1:] else ""
+        raise UserError(f"{run.path} was run with another configuration ({'; '.join(changed)})"
+                        f"{more}; undo the change, or give the run or sweep another name")
 
 
 def _sweep_stages(args: argparse.Namespace, plan: sweeps.Sweep, place: Any,
@@ -152,7 +174,12 @@ def site_of(args: argparse.Namespace, repo: Path) -> Site:
                                if getattr(args, key, None)}
     if getattr(args, "time", None):
         changes["time_min"] = args.time
-    return dataclasses.replace(site, **changes)
+    site = dataclasses.replace(site, **changes)
+    check_site(site)
+    if getattr(args, "processes", 0) > site.gpus_per_node:
+        raise UserError(f"--gpus {args.processes}: nodes have {site.gpus_per_node} "
+                        f"('gpus_per_node' in {site.path}); --nodes asks for more of them")
+    return site
 
 
 def _go(args: argparse.Namespace, repo: Path, site: Site, run: RunDir, stages: Sequence[Stage],

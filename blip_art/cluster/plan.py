@@ -10,7 +10,7 @@ import re
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Dict, Iterable, List, Sequence, Tuple
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 from blip_art.cluster.jobs import Job
 from blip_art.errors import UserError
@@ -41,6 +41,8 @@ class Place:
     """Give the commands the terminal itself instead of a log (--cluster debug)."""
     layout: str = ""
     """'node' or 'gpu' for jobs of Slurm, see Site.layout; '' for this machine."""
+    device: str = ""
+    """'cuda' for ranks that must not go without a GPU; '' for those that take what there is."""
     parses: str = ""
     """Where SPICE's parses are kept; '' is in `cache`."""
 
@@ -72,9 +74,10 @@ def follow_job(place: Place, run: RunDir) -> Job:
     return replace(job, argv=("nice", "-n", "19", *job.argv))
 
 
-def collect_job(place: Place, runs: Sequence[RunDir], out: Path) -> Job:
-    """Tables, plots and one page from several runs."""
-    return module_job(place, "collect", out / "slurm", "blip_art.report",
+def collect_job(place: Place, runs: Sequence[RunDir], out: Path, logs: Optional[Path] = None
+                ) -> Job:
+    """Tables, plots and one page from several runs; logs are beside the page by default."""
+    return module_job(place, "collect", logs or out / "slurm", "blip_art.report",
                       *(str(run.path) for run in runs), "-o", str(out))
 
 
@@ -90,6 +93,8 @@ def _ranks(place: Place, name: str, run: RunDir, module: str, *args: str) -> Job
     env = {"OMP_NUM_THREADS": str(place.threads)}
     if not place.layout:  # Slurm gives a job its GPUs itself
         env = {"CUDA_VISIBLE_DEVICES": ",".join(place.gpus[:place.processes]), **env}
+    if place.device:
+        env["BLIP_ART_DEVICE"] = place.device
     return replace(_job(place, name, run.slurm, argv, env), layout=place.layout)
 
 

@@ -17,7 +17,7 @@ import yaml
 from blip_art.errors import UserError
 
 ENVIRONMENT = "BLIP_ART_SITE"
-LAYOUTS = ("node", "gpu")
+LAYOUTS, DEVICES = ("node", "gpu"), ("cuda", "cpu")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class Site:
     """How GPUs are asked for; {gpus} is their number on each node. '' asks for none."""
     gpus_per_node: int = 4
     """GPUs of a node, all of which a job uses unless --gpus says less."""
+    device: str = "cuda"
+    """What GPU jobs compute on: a job that finds no GPU ends. 'cpu' where GPUs are only names to
+    the scheduler, as in tests."""
     layout: str = "node"
     """'node': one task a node, torchrun starts the ranks. 'gpu': one task a GPU."""
     cpus_per_gpu: int = 8
@@ -124,7 +127,7 @@ def load_site(path: str = "", environ: Optional[Mapping[str, str]] = None) -> Si
              for key, value in values.items()}
     here = Path(path).resolve()
     site = Site(**{"name": here.stem, **typed, "path": str(here)})
-    _check(site)
+    check_site(site)
     return dataclasses.replace(
         site, scratch=os.path.expanduser(site.scratch), image=_absolute(site.image, here.parent),
         overlay=_absolute(site.overlay, here.parent), parses=_absolute(site.parses, here.parent),
@@ -163,12 +166,18 @@ def _typed(default: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _check(site: Site) -> None:
+def check_site(site: Site) -> None:
+    """Refuse values that do not go together.
+
+    Raises:
+        UserError: names the key and the rule.
+    """
     def need(ok: bool, key: str, rule: str) -> None:
         if not ok:
             raise UserError(f"{site.path}: {key} must be {rule}, not {getattr(site, key)!r}")
 
     need(site.layout in LAYOUTS, "layout", "node or gpu")
+    need(site.device in DEVICES, "device", "cuda or cpu")
     for key in ("gpus_per_node", "cpus_per_gpu", "cpu_cpus", "time_min", "cpu_time_min"):
         need(getattr(site, key) > 0, key, "above 0")
     for key in ("mem_gb", "max_requeues", "purge_days"):

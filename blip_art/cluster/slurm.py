@@ -16,9 +16,12 @@ from blip_art.errors import UserError
 
 TIMEOUT_S = 60.0
 # Of the variables that steer Slurm's commands, those a user sets on purpose.
-_KEPT = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
+_KEPT = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS",
+         # What a site profile does not say; the rest of SBATCH_* wins over a batch script's lines:
+         # SBATCH_NO_REQUEUE in somebody's .bashrc would end recovery from a dead node.
+         "SBATCH_RESERVATION", "SBATCH_EXCLUSIVE", "SBATCH_CLUSTERS", "SBATCH_DEBUG")
 # SLURM_* leak from an outer job; the others change what the commands below print.
-_SCRUBBED = ("SLURM_", "SLURMD_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_")
+_SCRUBBED = ("SLURM_", "SLURMD_", "SBATCH_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_")
 _DEAD_CONTROLLER = re.compile(
     r"contact slurm controller|connect failure|connection refused|timed out|zero bytes|"
     r"authentication|munge|could not establish a configuration source|resolve", re.IGNORECASE)

@@ -31,9 +31,6 @@ from blip_art.cluster.slurm import SlurmAbsent, clean_environment
 from blip_art.errors import UserError
 from blip_art.files import RunDir, written_aside
 
-# What a site profile does not say.
-_USERS_OWN = ("SBATCH_RESERVATION", "SBATCH_EXCLUSIVE", "SBATCH_CLUSTERS", "SBATCH_DEBUG")
-
 
 @dataclass(frozen=True)
 class Submission:
@@ -182,12 +179,10 @@ def _hint(reason: str, site: Site) -> str:
 
 @contextlib.contextmanager
 def _scrubbed() -> Iterator[None]:
-    """sbatch without variables that an outer job leaked, or that win over a batch script's lines:
-    SBATCH_NO_REQUEUE in somebody's .bashrc would end recovery from a dead node."""
+    """sbatch without variables that an outer job leaked, or that win over its script's lines."""
     before = dict(os.environ)
     kept = clean_environment(before)
-    for name in [name for name in before if name not in kept
-                 or name.startswith("SBATCH_") and name not in _USERS_OWN]:
+    for name in [name for name in before if name not in kept]:
         del os.environ[name]
     try:
         yield

@@ -47,8 +47,11 @@ class Sweep:
                 for name, settings in zip(names, self.settings)]
 
 
-def load_sweep(path: str) -> Sweep:
+def load_sweep(path: str, overrides: Sequence[str] = ()) -> Sweep:
     """Read a sweep's file: `grid` (all combinations) or `list`, times `seeds`.
+
+    Args:
+        overrides: key=value for all runs, as if `set` had them.
 
     Raises:
         UserError: not such a file; an unknown key; a run whose configuration is wrong, or two
@@ -69,6 +72,8 @@ def load_sweep(path: str) -> Sweep:
         raise UserError(f"{path}: parallel must be a whole number, 0 for no limit, "
                         f"not {parallel!r}")
     settings = _settings(values, path)
+    for word in overrides:
+        settings = tuple(_changed(one, word, path) for one in settings)
     for one in settings:
         load_config(values["config"], one)
     if len(set(settings)) < len(settings):
@@ -117,6 +122,14 @@ def _settings(values: Mapping[str, Any], path: str) -> Tuple[Tuple[str, ...], ..
     combined = itertools.product(rows, *([(key, option) for option in options]
                                          for key, options in axes))
     return tuple(_overrides({**common, **row, **dict(chosen)}) for row, *chosen in combined)
+
+
+def _changed(settings: Tuple[str, ...], word: str, path: str) -> Tuple[str, ...]:
+    """A run's settings with one of the command line, which wins over the file's."""
+    key, value = _split(word)
+    if not value:
+        raise UserError(f"'{word}' is no key=value; one sweep is named at a time")
+    return (*(one for one in settings if _split(one)[0] != key), word)
 
 
 def _overrides(values: Mapping[str, Any]) -> Tuple[str, ...]:

@@ -1,6 +1,6 @@
 """BLIP for captioning: a timm ViT and transformers' BERT decoder, under the original's names.
 
-    model = build_captioner(config.model, tokenizer); loss = model(images, ids, mask)
+    model = build_captioner(config.model, tokenizer); loss = model(images, ids)
 """
 
 from __future__ import annotations
@@ -53,16 +53,20 @@ class BlipCaptioner(nn.Module):
         """(B, 3, S, S) normalized pictures → (B, 1 + patches, width), the class token first."""
         return self.visual_encoder(images)
 
-    def hidden(self, image_states: torch.Tensor, ids: torch.Tensor,
-               mask: torch.Tensor) -> torch.Tensor:
-        """Decoder states (B, L, text_width) of captions given as ids and mask (B, L)."""
-        return self.text_decoder.bert(
-            ids, attention_mask=mask, encoder_hidden_states=image_states, use_cache=False,
-        ).last_hidden_state
+    def hidden(self, image_states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Decoder states (B, L, text_width) of captions given as ids (B, L).
 
-    def logits(self, images: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        Padding stands at the end and attention looks back only, so what counts never sees it: no
+        mask is needed. transformers would look into a mask for whether it hides anything, at the
+        price of waiting for the GPU in the middle of every step.
+        """
+        bert = self.text_decoder.bert
+        return bert.encoder(bert.embeddings(input_ids=ids), encoder_hidden_states=image_states,
+                            use_cache=False).last_hidden_state
+
+    def logits(self, images: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Scores (B, L, vocabulary) of the token after each position."""
-        return self.text_decoder.cls(self.hidden(self.encode(images), ids, mask))
+        return self.text_decoder.cls(self.hidden(self.encode(images), ids))
 
     def counted(self, ids: torch.Tensor) -> torch.Tensor:
         """Where in ids (B, L), flattened, the tokens stand that carry loss: no prompt, no padding.
@@ -73,16 +77,16 @@ class BlipCaptioner(nn.Module):
         carries[:, :len(self.prompt_ids)] = False
         return carries.flatten().nonzero()[:, 0]
 
-    def forward(self, images: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor,
+    def forward(self, images: torch.Tensor, ids: torch.Tensor,
                 counted: torch.Tensor | None = None) -> torch.Tensor:
         """Mean cross-entropy of the caption tokens, label-smoothed; prompt and padding masked.
 
         Args:
-            images: (B, 3, S, S); ids, mask: (B, L) from CaptionTokenizer.encode.
+            images: (B, 3, S, S); ids: (B, L) from CaptionTokenizer.encode.
             counted: of `counted(ids)`.
         """
         counted = self.counted(ids) if counted is None else counted
-        states = self.hidden(self.encode(images), ids, mask).flatten(0, 1)
+        states = self.hidden(self.encode(images), ids).flatten(0, 1)
         # Position i - 1 predicts token i. 30,524 logits a position are the largest tensor of the
         # step: only for counted ones.
         logits = self.text_decoder.cls(states[counted - 1])

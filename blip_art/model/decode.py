@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,7 +133,7 @@ def beam_search(decoder: StepDecoder, image_states: Tensor, options: BeamOptions
     """
     model, batch = decoder.model, image_states.shape[0]
     late = image_states.is_cuda if late is None else late
-    prompt = torch.tensor([model.prompt_ids], device=image_states.device)
+    prompt = sent([model.prompt_ids], image_states.device)
     words = options.max_length - prompt.shape[1]
     if words < 1:
         return [[[]] * options.num_return for _ in range(batch)], torch.zeros(
@@ -150,7 +151,7 @@ def beam_search(decoder: StepDecoder, image_states: Tensor, options: BeamOptions
                 break
             if len(open_pictures) <= LEAVE_AT * len(tokens):
                 watch = Watch(late)
-                pictures = torch.tensor(open_pictures, device=tokens.device)
+                pictures = sent(open_pictures, tokens.device)
                 tokens, parents = tokens[pictures], parents[pictures]
                 search.keep(pictures)
                 state.select(parents.flatten(), pictures)
@@ -160,6 +161,12 @@ def beam_search(decoder: StepDecoder, image_states: Tensor, options: BeamOptions
             logits = decoder(state, tokens.view(-1, 1))
     captions, scores = search.best()
     return [[_until(ids, model.end_id) for ids in picture] for picture in captions.tolist()], scores
+
+
+def sent(numbers: list[Any], device: torch.device) -> Tensor:
+    """A tensor on the device; a GPU is not waited for, as it would be for unpinned memory."""
+    tensor = torch.tensor(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 class Watch:
@@ -281,7 +288,7 @@ def nucleus_sample(decoder: StepDecoder, image_states: Tensor, options: NucleusO
     """
     model, rows = decoder.model, options.num_return
     batch, device = image_states.shape[0], image_states.device
-    prompt = torch.tensor([model.prompt_ids], device=device)
+    prompt = sent([model.prompt_ids], device)
     words = options.max_length - prompt.shape[1]
     if words < 1:
         return [[[]] * rows for _ in range(batch)]
@@ -292,27 +299,37 @@ def nucleus_sample(decoder: StepDecoder, image_states: Tensor, options: NucleusO
         logits = decoder(state, prompt.expand(batch, -1)).repeat_interleave(rows, 0)
         state.widen(rows)
         ids = _sample(decoder, state, logits, prompt, draws, options)
-    texts = [_until(row, model.end_id) for row in ids[:, prompt.shape[1]:].tolist()]
+    texts = [_until(row, model.end_id) for row in ids.tolist()]
     return [texts[i:i + rows] for i in range(0, len(texts), rows)]
 
 
 def _sample(decoder: StepDecoder, state: State, logits: Tensor, prompt: Tensor, draws: Tensor,
             options: NucleusOptions) -> Tensor:
-    """Token ids (B·rows, length), the prompt first, drawn by the uniform numbers `draws`."""
-    end_id, words = decoder.model.end_id, draws.shape[1]
-    ids = prompt.expand(len(draws), -1)
+    """Token ids (B·rows, words) after the prompt, drawn by the uniform numbers `draws`."""
+    end_id, rows, words = decoder.model.end_id, options.num_return, draws.shape[1]
+    said = torch.full(draws.shape, end_id, device=draws.device)
+    here = torch.arange(len(draws), device=draws.device)  # rows whose pictures are in the batch
     ended = torch.zeros(len(draws), dtype=torch.bool, device=draws.device)
+    watch = Watch(late=draws.is_cuda)
     for word in range(words):
-        logits = _penalize_repeats(logits, ids, options.repetition_penalty)
-        if ids.shape[1] < options.min_length:
+        seen = torch.cat([prompt.expand(len(here), -1), said[here, :word]], 1)
+        logits = _penalize_repeats(logits, seen, options.repetition_penalty)
+        if seen.shape[1] < options.min_length:
             logits[:, end_id] = -torch.inf
-        token = _draw(logits, options.top_p, draws[:, word]).masked_fill(ended, end_id)
-        ids = torch.cat([ids, token[:, None]], 1)
+        token = _draw(logits, options.top_p, draws[here, word]).masked_fill(ended, end_id)
+        said[here, word] = token
         ended = ended | (token == end_id)
-        if word == words - 1 or bool(ended.all()):
+        open_pictures = None if word == words - 1 else watch(~ended.view(-1, rows).all(1))
+        if not open_pictures:
             break
+        if len(open_pictures) * rows <= LEAVE_AT * len(here):
+            watch = Watch(late=draws.is_cuda)
+            pictures = sent(open_pictures, draws.device)
+            kept = (pictures[:, None] * rows + torch.arange(rows, device=draws.device)).flatten()
+            here, ended, token = here[kept], ended[kept], token[kept]
+            state.select(kept, pictures)
         logits = decoder(state, token[:, None])
-    return ids
+    return said
 
 
 def _draw(logits: Tensor, top_p: float, draw: Tensor) -> Tensor:

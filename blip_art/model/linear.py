@@ -2,7 +2,7 @@
 
     both = FastLinear(torch.bfloat16, query, key); x = both(x)
     with replaced(fast_linears(model.visual_encoder, torch.float32)): model.encode(images)
-    with replaced(trained_linears(model)): model(images, ids, mask).backward()
+    with replaced(trained_linears(model)): model(images, ids).backward()
 
 torch's own path on the CPU is MKL, which on two cores of an AMD EPYC did 200 GFLOP/s in fp32 where
 oneDNN did 480, and read weights at 10 GB/s where oneDNN did so at 31 to 47 when a batch had twelve

@@ -50,12 +50,19 @@ class CaptionTokenizer:
                             "know; choose another prompt or another model.tokenizer")
         return [self.dec_id, *words]
 
-    def encode(self, captions: list[str], max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and attention mask, both (B, L) int64 with L <= max_tokens, [DEC] first."""
+    def encode(self, captions: list[str], max_tokens: int,
+               multiple: int | None = None) -> torch.Tensor:
+        """Token ids (B, L) int64, [DEC] first, padded at the end.
+
+        Args:
+            max_tokens: longer captions are cut.
+            multiple: L is a multiple of it; else it is the length of the longest caption.
+        """
         batch = self.bert(captions, padding="longest", truncation=True, max_length=max_tokens,
-                          return_tensors="pt")
+                          pad_to_multiple_of=multiple, return_tensors="pt")
         batch.input_ids[:, 0] = self.dec_id
-        return batch.input_ids, batch.attention_mask
+        ids: torch.Tensor = batch.input_ids
+        return ids
 
     def decode(self, ids: list[int]) -> str:
         """Text of generated ids, special tokens left out."""

@@ -51,6 +51,9 @@ GO_ON, SAVE, LEAVE = range(3)
 # GradScaler needs a few refused steps to find its scale; this many mean that training is lost.
 # How many there were is on the device, which is only asked once in a while.
 REFUSED_LIMIT, ASK_EVERY = 50, 10
+COMPILED_LENGTH = 8
+# Showing the loss waits for the GPU.
+SHOW_S = 2.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,7 +91,7 @@ def settle_buckets(ddp: DistributedDataParallel, config: Config, world: World) -
     pictures = torch.zeros(2, 3, side, side, device=world.device)
     ids = torch.full((2, config.model.max_tokens), ddp.module.end_id, device=world.device)
     for _ in range(2):
-        (ddp(pictures, ids, torch.ones_like(ids)) * 0).backward()
+        (ddp(pictures, ids) * 0).backward()
     ddp.zero_grad(set_to_none=True)
 
 
@@ -107,7 +110,25 @@ class Training:
     ddp: Any  # the model, wrapped where there is more than one rank
     stepper: Stepper
     ema: Any  # timm's ModelEmaV3, or None
-    linears: Forwards
+    faster: Forwards
+
+    def __post_init__(self) -> None:
+        # Moves refused in this epoch, and how many in a row up to now.
+        self.refused = torch.zeros(2, device=self.world.device)
+
+    def refuse(self, refused: torch.Tensor) -> None:
+        """Count a move, 1.0 if it was refused."""
+        self.refused = torch.stack([self.refused[0] + refused, (self.refused[1] + 1) * refused])
+
+    def check_refused(self, epoch: int, step: int) -> None:
+        """Give up a training that is lost; waits for the GPU.
+
+        Raises:
+            UserError: too many moves in a row were refused.
+        """
+        if self.refused[1] >= REFUSED_LIMIT:
+            raise UserError(f"gradients were not finite {REFUSED_LIMIT} steps in a row (epoch "
+                            f"{epoch}, step {step}); lower train.lr, or set train.amp=off")
 
     def save(self, progress: Progress) -> None:
         """Write last.pt; all ranks return when it is whole, since one that left early would
@@ -139,7 +160,7 @@ def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionToke
     if world.size > 1:
         ddp = DistributedDataParallel(
             model, device_ids=[world.device.index] if world.device.type == "cuda" else None,
-            gradient_as_bucket_view=True)
+            gradient_as_bucket_view=True, broadcast_buffers=False)  # BERT's are constants
         settle_buckets(ddp, config, world)
     dataset = TrainDataset(pairs, config.data.images, config.model.image_size,
                            config.model.prompt, config.data.max_words, config.seed)
@@ -149,9 +170,10 @@ def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionToke
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers,
                         persistent_workers=workers > 0, **worker_options(workers, STOP_SIGNALS),
                         pin_memory=world.device.type == "cuda")
-    linears = trained_linears(model) if stepper.dtype is None else {}
+    faster = compiled(model, config.train.compile) if config.train.compile else (
+        trained_linears(model) if stepper.dtype is None else {})
     training = Training(config, run, world, stop, tokenizer, batches, loader, model, ddp, stepper,
-                        ema, linears)
+                        ema, faster)
 
     while progress.epoch < config.train.epochs:
         write_state(run, world, "running", epoch=progress.epoch, epochs=config.train.epochs)
@@ -179,52 +201,65 @@ def train_epoch(t: Training, progress: Progress) -> None:
     steps = t.batches.steps
     t.batches.begin(epoch, progress.step)
     before = copy.copy(progress)
-    # Sum and number of the finite losses; moves refused, and how many of them in a row.
-    # Read only when shown or saved: reading waits for the GPU.
+    # Sum and number of the finite losses. Reading them waits for the GPU: only to show or save.
     losses = torch.zeros(2, dtype=torch.float64, device=world.device)
-    refused = torch.zeros(2, device=world.device)
+    t.refused[0] = 0
     started = saved = time.monotonic()
     t.ddp.train()
-    with replaced(t.linears), tqdm(
+    with replaced(t.faster), tqdm(
             total=steps, initial=progress.step, desc=f"epoch {epoch}", unit="step",
-            leave=False, disable=None if world.is_main else True) as bar:
+            leave=False, mininterval=SHOW_S, disable=None if world.is_main else True) as bar:
         for step, (images, captions) in enumerate(t.loader, progress.step):
             # Dropout depends on the step alone: a resumed run draws what an undisturbed one does.
             torch.manual_seed(dropout_seed(config.seed, epoch, step, world.rank))
             group_end = min((step // settings.accumulate + 1) * settings.accumulate, steps)
             moves = step + 1 == group_end
             t.stepper.set_lr(learning_rate(settings, epoch, step, steps))
-            ids, mask = t.tokenizer.encode(captions, config.model.max_tokens)
-            images, ids, mask, counted = (x.to(world.device, non_blocking=True) for x in (
-                images, ids, mask, t.model.counted(ids)))
+            ids = t.tokenizer.encode(captions, config.model.max_tokens,
+                                     COMPILED_LENGTH if settings.compile else None)
+            images, ids, counted = (x.to(world.device, non_blocking=True) for x in (
+                images, ids, t.model.counted(ids)))
             images = to_input(images)
             with nullcontext() if moves or world.size == 1 else t.ddp.no_sync():
                 with autocast(t.stepper.dtype, world.device):
-                    loss = t.ddp(images, ids, mask, counted)
+                    loss = t.ddp(images, ids, counted)
                 t.stepper.backward(loss, group_end - step // settings.accumulate
                                    * settings.accumulate)
             finite = loss.detach().isfinite()
             losses += torch.stack([torch.where(finite, loss.detach(), 0.0), finite]).double()
+            if moves:
+                t.refuse(t.stepper.step())
             _show(bar, losses, step + 1 - before.step, started, settings.batch_size * world.size)
             if not moves:
                 continue
-            now = t.stepper.step()
-            refused = torch.stack([refused[0] + now, (refused[1] + 1) * now])
-            if (step + 1) % (ASK_EVERY * settings.accumulate) == 0 and refused[1] >= REFUSED_LIMIT:
-                raise UserError(f"gradients were not finite {REFUSED_LIMIT} steps in a row (epoch "
-                                f"{epoch}, step {step}); lower train.lr, or set train.amp=off")
+            if (step + 1) % (ASK_EVERY * settings.accumulate) == 0 or step + 1 == steps:
+                t.check_refused(epoch, step)
             if t.ema is not None:
                 t.ema.update(t.model)
             due = time.monotonic() - saved > 60 * settings.save_every_min
             decision = world.most(LEAVE if t.stop else SAVE if due else GO_ON)
             if decision != GO_ON:
-                bring_forward(progress, before, step + 1, losses, refused, started, t)
+                bring_forward(progress, before, step + 1, losses, started, t)
                 t.save(progress)
                 saved = time.monotonic()
             if decision == LEAVE:
                 raise Interrupted
-    bring_forward(progress, before, steps, losses, refused, started, t)
+    bring_forward(progress, before, steps, losses, started, t)
     t.save(progress)
+
+
+def compiled(model: BlipCaptioner, backend: str) -> Forwards:
+    """Encoder and decoder as torch.compile makes them, for the steps alone: captions are another
+    kind of work, and a compiled module would be compiled anew for it.
+
+    Raises:
+        UserError: torch has no such backend.
+    """
+    known = torch.compiler.list_backends()
+    if backend not in known and backend not in ("eager", "aot_eager"):
+        raise UserError(f"train.compile: no backend '{backend}'; this torch has {', '.join(known)}")
+    return {module: torch.compile(module.forward, backend=backend, dynamic=False)
+            for module in (model.visual_encoder, model.text_decoder.bert)}
 
 
 def dropout_seed(seed: int, epoch: int, step: int, rank: int) -> int:
@@ -233,13 +268,13 @@ def dropout_seed(seed: int, epoch: int, step: int, rank: int) -> int:
 
 
 def bring_forward(progress: Progress, before: Progress, step: int, losses: torch.Tensor,
-                  refused: torch.Tensor, started: float, t: Training) -> None:
+                  started: float, t: Training) -> None:
     """Fold what all ranks did since this process started the epoch into the epoch's totals."""
     world, done = t.world, step - before.step
     loss_sum, counted = world.sum(losses.tolist())
     progress.step, progress.losses = step, before.losses + int(counted)
     progress.loss_sum = before.loss_sum + loss_sum
-    progress.skipped = before.skipped + int(refused[0])  # the same on all ranks
+    progress.skipped = before.skipped + int(t.refused[0])  # the same on all ranks
     progress.pictures = before.pictures + done * t.config.train.batch_size * world.size
     progress.seconds = before.seconds + time.monotonic() - started
 

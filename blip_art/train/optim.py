@@ -97,7 +97,9 @@ class Stepper:
             1.0 if nothing moved, else 0.0, on the device: reading it waits for the GPU.
         """
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm or math.inf)
+        norm = nn.utils.get_total_norm(p.grad for p in self.parameters if p.grad is not None)
+        if self.config.clip_norm:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
         refused = (~norm.isfinite()).float()
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)

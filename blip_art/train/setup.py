@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from blip_art.config import Config, differences, dump_config, load_config
+from blip_art.config import HARMLESS, Config, differences, dump_config, load_config
 from blip_art.distributed import World
 from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json, read_jsonl, write_json, write_jsonl, write_text
@@ -22,9 +22,6 @@ from blip_art.train.checkpoint import Progress
 from blip_art.train.optim import Stepper, learning_rate
 
 WAIT_S, REQUEUED_WAIT_S = 5.0, STALE_S + 60.0
-# Settings that may change between two starts of a run without changing what it computes.
-_HARMLESS = ("name", "output_file", "data.num_workers", "data.bad_pictures",
-             "train.save_every_min", "train.keep", "score.metrics", "score.best")
 
 
 @contextlib.contextmanager
@@ -71,7 +68,7 @@ def open_run(run: RunDir, config: Config, resume: bool, world: World) -> None:
         write_text(run.config, dump_config(config))
         # Relative paths in the configuration start here; whoever scores may stand elsewhere.
         update_manifest(run, stage="train", data=_lists(config), cwd=os.getcwd(),
-                        ranks=world.size)
+                        ranks=world.size, device=world.device.type)
     world.on_main(check_and_write)
 
 
@@ -82,7 +79,7 @@ def _lists(config: Config) -> list[Path]:
 
 def _refuse_changes(run: RunDir, config: Config, world: World) -> None:
     """A resumed run must compute what it would have computed undisturbed."""
-    changed = differences(load_config(run.config), config, skip=_HARMLESS)
+    changed = differences(load_config(run.config), config, skip=HARMLESS)
     if changed:
         raise UserError(f"{run.path} was started with another configuration "
                         f"({'; '.join(changed)}); choose another --run, or undo the change")
@@ -90,6 +87,10 @@ def _refuse_changes(run: RunDir, config: Config, world: World) -> None:
     if manifest.get("ranks", world.size) != world.size:
         raise UserError(f"{run.path} was started with {manifest['ranks']} processes, not "
                         f"{world.size}: the batches would be others; use as many, or another --run")
+    if manifest.get("device", world.device.type) != world.device.type:
+        raise UserError(f"{run.path} was started on {manifest['device']}, not on "
+                        f"{world.device.type}, which gives other numbers; go on where it was "
+                        "started, or choose another --run")
     for path in _lists(config):
         if manifest["data"].get(str(path), sha256_of_file(path)) != sha256_of_file(path):
             raise UserError(f"{path} has changed since {run.path} was started; choose another "

@@ -94,8 +94,8 @@ class Cluster:
         """A site profile of this cluster with some keys changed."""
         values = {
             "name": name, "partition": "gpu", "cpu_partition": "cpu", "account": daemons.ACCOUNT,
-            "gres": "gpu:v100:{gpus}", "gpus_per_node": 4, "cpus_per_gpu": 1, "mem_gb": 16,
-            "cpu_cpus": 2, "cpu_mem_gb": 8, "time_min": 60, "signal_delay_s": 30,
+            "gres": "gpu:v100:{gpus}", "device": "cpu", "gpus_per_node": 4, "cpus_per_gpu": 1,
+            "mem_gb": 16, "cpu_cpus": 2, "cpu_mem_gb": 8, "time_min": 60, "signal_delay_s": 30,
             "container": daemons.CONTAINER, "image": str(self.image), "overlay": str(self.overlay),
             "scratch": "/tmp", "parses": str(self.home / "parses.sqlite"),
             "build_binds": [path for path in images.PIP_SETTINGS if Path(path).exists()],

@@ -197,7 +197,7 @@ def by_hand(runs: Runs, *words: str | Path) -> None:
     done = cluster.run(["sbatch", "--cpus-per-task=2", "--mem=8G", "--time=10", *words],
                        cluster.checkout,
                        {"CONTAINER": daemons.CONTAINER, "SIF": str(cluster.image),
-                        "OVERLAY": str(cluster.overlay)})
+                        "OVERLAY": str(cluster.overlay), "BLIP_ART_DEVICE": "cpu"})
     assert done.returncode == 0, done.stderr
 
 
@@ -267,6 +267,13 @@ def test_a_full_scratch_is_named(runs: Runs, tmp_path: Path) -> None:
     run = RunDir(runs.folder / "runs/full")
     runs.wait_until_gone(run)
     assert "cannot write to scratch folder /proc/nowhere" in runs.said(run)
+
+
+def test_a_job_that_finds_no_gpu_ends_instead_of_training_on_the_cpu(runs: Runs) -> None:
+    run = runs.train("no gpu", device="cuda")
+    runs.wait_until_gone(run)
+    assert "error: rank 0 has no GPU: PyTorch sees 0 on " in runs.said(run)
+    assert not run.last_checkpoint.exists()
 
 
 def test_a_disk_that_fills_costs_what_was_not_saved(runs: Runs, undisturbed: RunDir) -> None:

@@ -1,0 +1,131 @@
+"""What is submitted, what is not submitted twice, and what is refused before it waits in a queue.
+
+    python -m pytest tests/test_on_slurm.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from blip_art.cluster.control import Live, resume, what_again
+from blip_art.cluster.logs import newest
+from blip_art.cluster.on_slurm import lacking, refuse_other_settings, site_of
+from blip_art.cluster.record import Submitted, record_jobs
+from blip_art.cluster.slurm import Completed, QueueRow, Slurm
+from blip_art.cluster.sweep import Member, load_sweep
+from blip_art.config import Config, dump_config, load_config
+from blip_art.distributed import DEVICE, process_group
+from blip_art.errors import UserError
+from blip_art.files import RunDir, write_json, write_text
+
+
+def make_run(path: Path, state: str, stage: str = "train") -> RunDir:
+    """A run with one epoch of captions, nothing scored."""
+    run = RunDir(path)
+    write_json(run.state, {"state": state, "why": ""})
+    write_json(run.predictions("val", 0), [])
+    record_jobs(run, [Submitted(stage, "7", command=("train", "a.yaml"), cwd=str(path.parent))])
+    return run
+
+
+def live(run: RunDir, stage: str) -> Live:
+    row = QueueRow("8", "8", "RUNNING", "", 0, 0, "", "", "", "")
+    return run, Submitted(stage, "8"), row
+
+
+@pytest.mark.parametrize("stage", ["score", "rescore"])
+def test_what_is_being_scored_is_not_submitted_again(tmp_path: Path, stage: str) -> None:
+    scoring, done, stopped, training = (Member(make_run(tmp_path / name, state), ()) for name, state
+                                        in (("a", "finished"), ("b", "finished"), ("c", "stopped"),
+                                            ("d", "running")))
+    living = [live(scoring.run, stage), live(training.run, "train")]
+    assert lacking([scoring, done, stopped, training], living) == ([stopped], [done.run], 1)
+    assert what_again(scoring.run, living[:1]) == f"{stage} job 8 is running, nothing to do"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    write_text(tmp_path / "a.yaml", "name: a\ntrain: {epochs: 3}\n")
+    return load_config(str(tmp_path / "a.yaml"))
+
+
+def test_a_run_of_other_settings_is_not_taken_for_done(tmp_path: Path, config: Config) -> None:
+    run = make_run(tmp_path / "run", "finished")
+    write_text(run.config, dump_config(load_config(str(tmp_path / "a.yaml"), [
+        "train.keep=all", "train.epochs=10"])))
+    with pytest.raises(UserError, match=r"another configuration \(train\.epochs.*give the run"):
+        refuse_other_settings([(run, config)])
+    write_text(run.config, dump_config(config))
+    refuse_other_settings([(run, config)])
+
+
+def test_settings_on_the_command_line_win_over_the_sweeps_file(tmp_path: Path,
+                                                               config: Config) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    write_text(sweep, f"config: {tmp_path}/a.yaml\nset: {{train.epochs: 2}}\nseeds: [1, 2]\n")
+    assert load_sweep(str(sweep), ["train.epochs=5"]).settings == (
+        ("seed=1", "train.epochs=5"), ("seed=2", "train.epochs=5"))
+    with pytest.raises(UserError, match="the same run twice"):
+        load_sweep(str(sweep), ["seed=3"])
+
+
+def test_resume_passes_over_runs_of_this_machine(tmp_path: Path,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    local = RunDir(tmp_path / "demo")
+    write_json(local.state, {"state": "finished"})
+    stopped = make_run(tmp_path / "art", "stopped")
+    slurm = Slurm(lambda argv: Completed(0))
+    assert resume([local, stopped], slurm, launch=["true"]) == 0
+    assert "demo: was not submitted to Slurm" in capsys.readouterr().out
+    with pytest.raises(UserError, match="was not submitted to Slurm"):
+        resume([local], slurm)
+
+
+def test_the_log_of_a_report_is_found_where_it_is(tmp_path: Path) -> None:
+    run, log = RunDir(tmp_path / "run"), tmp_path / "report" / "slurm" / "collect_9_0.log"
+    write_text(log, "a plot failed\n")
+    record_jobs(run, [Submitted("collect", "9", log=str(log.with_name("collect_9_{restart}.log")))])
+    found = newest(run, "collect")
+    assert found
+    assert found.path == log
+
+
+def test_a_rank_that_must_have_a_gpu_does_not_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DEVICE, "cuda")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(UserError, match="rank 0 has no GPU: PyTorch sees 0"), process_group():
+        raise AssertionError
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"time": 2}, "signal_delay_s must be less than the time limits"),
+    ({"processes": 8}, "--gpus 8: nodes have 4")])
+def test_the_command_line_keeps_to_the_profiles_rules(
+        tmp_path: Path, changes: dict[str, int], message: str) -> None:
+    profile = tmp_path / "mine.yaml"
+    write_text(profile, "partition: gpu\n")
+    args = argparse.Namespace(**{"site": str(profile), "dry_run": True, "processes": 0, **changes})
+    with pytest.raises(UserError, match=message):
+        site_of(args, tmp_path)
+
+
+@pytest.mark.parametrize("command", ["eval", "predict", "score"])
+def test_a_configuration_names_the_run(tmp_path: Path, repo: Path, config: Config,
+                                       command: str) -> None:
+    def said(*words: str) -> str:
+        done = subprocess.run([sys.executable, repo / "launch.py", command, *words, "--dry-run"],
+                              cwd=tmp_path, text=True, capture_output=True, check=False)
+        return done.stdout if done.returncode == 0 else done.stderr
+    assert "no run is named" in said()
+    if command != "score":
+        assert "--config a.yaml --epoch 1 generate.num_beams=5" in said(
+            "a.yaml", "generate.num_beams=5", "--epoch", "1")
+    write_text(RunDir(tmp_path / "runs/a").config, dump_config(config))
+    text = said("a.yaml")
+    assert "--run runs/a" in text
+    assert "--config" not in text

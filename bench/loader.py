@@ -79,7 +79,7 @@ def main() -> None:
     ours, side = TrainTransform(options.side), smallest_side(options.side)
     with tempfile.TemporaryDirectory() as name:
         files = (sorted(options.pictures.glob("*.jpg"))[:PICTURES] if options.pictures
-                 else _drawn(Path(name)))
+                 else drawn(Path(name)))
         steps: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
             "read and decode": (decode, lambda file: decode(file, side)),
             "all": (lambda file: plain(decode(file)), lambda file: ours(decode(file, side)))}
@@ -107,7 +107,7 @@ def _measure(work: Callable[[Any], Any], end: Callable[[Any], Any], files: list[
     return time.perf_counter() - began
 
 
-def _drawn(folder: Path) -> list[Path]:
+def drawn(folder: Path) -> list[Path]:
     """Smooth noise, which JPEG packs about as a painting."""
     rng = np.random.default_rng(0)
     files = []

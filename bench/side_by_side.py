@@ -24,6 +24,8 @@ from blip_art.files import write_json, write_text
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 Row = dict[str, Any]
+# Dense products in half precision, in 10^12 a second.
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "V100": 125.0}
 LOAD = f"{os.getloadavg()[0]:.1f}"  # of others: nothing has been measured yet
 
 
@@ -123,9 +125,19 @@ def machine(device: str) -> dict[str, str]:
             **packages}
 
 
-def write_table(name: str, command: str, device: str, rows: list[Row]) -> None:
+def mfu(tflops: float, dtype: str) -> float | str:
+    """Share of what this GPU's tensor cores can do, or why there is none."""
+    import torch
+
+    peak = next((value for name, value in PEAK_TFLOPS.items()
+                 if name in torch.cuda.get_device_name()), None)
+    return tflops / peak if peak and dtype != "fp32" else "unknown"
+
+
+def write_table(name: str, command: str, device: str, rows: list[Row], dtype: str = "") -> None:
     """bench/results/<name>.md and .json; the table is printed too."""
-    found = {"command": command, "machine": machine(device), "rows": rows}
+    kind = {"device": device, **({"dtype": dtype} if dtype else {})}
+    found = {"command": command, "machine": {**kind, **machine(device)}, "rows": rows}
     columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |"

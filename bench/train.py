@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import side_by_side
-from bench.side_by_side import in_turn, peers, write_table
+from bench.side_by_side import in_turn, mfu, peers, write_table
 from bench.weights import MODEL, make_weights
 from blip_art.model.captioner import build_captioner
 from blip_art.model.tokenizer import CaptionTokenizer
@@ -27,8 +27,6 @@ TEXTS = ["a picture of a saint with a book and a lion at his feet",
          "a picture of ship in storm, sailors, sea monster, lighthouse on a rock",
          "a picture of head of a woman turned to the left",
          "a picture of landscape with ruins and shepherds, river, bridge, evening, and a dog"]
-# Dense products in half precision, in 10^12 a second; of other cards and types no share is shown.
-PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "V100": 125.0}
 
 
 def main() -> None:
@@ -52,7 +50,7 @@ def main() -> None:
                 rows.append(_row(batch, answers, flops, options))
                 print(rows[-1], flush=True)
     write_table(f"train_{options.device}_{options.dtype}", " ".join(
-        ["python bench/train.py", *sys.argv[1:]]), options.device, rows)
+        ["python bench/train.py", *sys.argv[1:]]), options.device, rows, options.dtype)
 
 
 def _row(batch: int, answers: dict[str, dict[str, Any]], flops: int,
@@ -64,12 +62,8 @@ def _row(batch: int, answers: dict[str, dict[str, Any]], flops: int,
                 for name, value in seconds.items() if name != "blip_art"})
     row["peak GB"] = answers["blip_art"]["peak_gb"]
     row["TFLOP/s"] = flops / seconds["blip_art"] / 1e12
-    if options.device == "cuda" and options.dtype != "fp32":
-        import torch
-
-        peak = next((value for name, value in PEAK_TFLOPS.items()
-                     if name in torch.cuda.get_device_name()), None)
-        row["MFU"] = row["TFLOP/s"] / peak if peak else "unknown"
+    if options.device == "cuda":
+        row["MFU"] = mfu(row["TFLOP/s"], options.dtype)
     return row
 
 

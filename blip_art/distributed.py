@@ -123,6 +123,8 @@ def process_group() -> Iterator[World]:
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+        # fp32 is fp32: convolutions would have ten bits of each factor, as fp16 has.
+        torch.backends.cudnn.allow_tf32 = False
     if size == 1:
         yield World(0, 1, device)
         return

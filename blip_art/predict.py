@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,10 @@ Batch = tuple[Tensor, Tensor]
 
 def encoded_ahead(decoder: StepDecoder, batches: Iterator[Batch],
                   device: torch.device) -> Iterator[Batch]:
-    """(positions, image states) of batches (positions, bytes), the next one encoded meanwhile.
+    """(positions, image states) of batches (positions, bytes), the next one begun before.
 
-    On a GPU that is beside the decoder, whose small steps leave most of it idle.
+    On a GPU the encoder has a stream of its own, to fill what the decoder's small steps leave idle;
+    those go first, see `decoding_stream`.
     """
     side = torch.cuda.Stream(device) if device.type == "cuda" else None
     if side:
@@ -65,6 +66,19 @@ def encoded_ahead(decoder: StepDecoder, batches: Iterator[Batch],
             ahead[1].record_stream(here)
         now, ahead = ahead, encode(next(batches, None))
         yield now
+
+
+@contextmanager
+def decoding_stream(device: torch.device) -> Iterator[None]:
+    """On a GPU work that goes before that of other streams; it is done when the block ends."""
+    if device.type != "cuda":
+        yield
+        return
+    before, first = torch.cuda.current_stream(device), torch.cuda.Stream(device, priority=-1)
+    first.wait_stream(before)
+    with torch.cuda.stream(first):
+        yield
+    before.wait_stream(first)
 
 
 def caption_states(decoder: StepDecoder, tokenizer: CaptionTokenizer, states: Tensor,
@@ -114,7 +128,7 @@ def caption_pictures(model: BlipCaptioner, tokenizer: CaptionTokenizer, pictures
     decoder = StepDecoder(model, dtype)
     batches = encoded_ahead(decoder, iter(loader), world.device)
     # One block for all batches: inside it weights are cast once.
-    with autocast(dtype, world.device), tqdm(
+    with decoding_stream(world.device), autocast(dtype, world.device), tqdm(
             total=len(pictures), desc=title, unit="picture", leave=False,
             disable=None if world.is_main else True) as bar:
         for _ in range(rounds):

@@ -29,7 +29,7 @@ done
 TMPDIR=$scratch/blip_art-${USER:-$(id -un)}-${SLURM_JOB_ID:-$$}
 # A folder still fits where no byte does.
 (umask 077 && mkdir -p "$TMPDIR" && head -c 1000000 /dev/zero >"$TMPDIR/.room" &&
-    rm "$TMPDIR/.room") 2>/dev/null || fail "cannot write to scratch folder $scratch on $(hostname);" \
+    rm -f "$TMPDIR/.room") 2>/dev/null || fail "cannot write to scratch folder $scratch on $(hostname);" \
     "free space or name another one ('scratch' in the site profile)"
 
 # A signal of Slurm goes to every process of a step, and would end those that serve the image's

@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import RandomResizedCrop
 
 from blip_art.data.check import check_pictures
 from blip_art.data.datasets import Pair
@@ -19,6 +20,7 @@ from blip_art.data.transforms import (
     OPERATIONS,
     EvalTransform,
     RandAugment,
+    TrainTransform,
     to_input,
 )
 from blip_art.data.workers import worker_options
@@ -144,6 +146,31 @@ def test_workers_draw_what_the_process_itself_draws(dataset):
     for batch, batch_keys in zip(loader, keys, strict=True):
         for picture, key in zip(batch[0], batch_keys, strict=True):
             assert torch.equal(picture, dataset[key][0])
+
+
+@pytest.mark.parametrize("size", [(500, 400), (300, 500), (900, 610), (64, 48)])
+def test_crops_are_resized_as_pillow_would_to_two_grey_levels(size, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    picture = Image.fromarray(noise)
+    transform = TrainTransform(96)
+    monkeypatch.setattr(transform.augment, "draw", lambda: [])
+    flipped = set()
+    for seed in range(6):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            ours = transform(picture)
+            torch.manual_seed(seed)
+            top, left, height, width = RandomResizedCrop.get_params(
+                picture, [0.5, 1.0], [3 / 4, 4 / 3])
+            flip = bool(torch.rand(1) < 0.5)
+        crop = picture.crop((left, top, left + width, top + height))
+        theirs = crop.resize((96, 96), Image.Resampling.BICUBIC)
+        if flip:
+            theirs = theirs.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        flipped.add(flip)
+        expected = torch.from_numpy(np.array(theirs)).permute(2, 0, 1)
+        assert (ours.int() - expected.int()).abs().max() <= 2
+    assert flipped == {True, False}
 
 
 def test_epochs_and_seeds_augment_differently(dataset):

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import csv
 import json
-from pathlib import Path
 
 import pytest
 
-from bench.agreement import compare
 from blip_art.files import RunDir, read_json, read_jsonl
 from tests.cluster.conftest import Cluster
 from tests.cluster.jobs import Runs
@@ -55,17 +53,6 @@ def test_the_demo_is_trained_scored_and_reported_on_the_cluster(runs: Runs) -> N
     assert reported(run) == losses
     [row] = json.loads(runs.cluster.launch("status", "runs/demo", "--json").stdout)["runs"]
     assert (row["state"], row["epochs_done"]) == ("finished", EPOCHS)
-
-
-def test_captions_of_a_trained_model_have_the_peers_tokens(
-        runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(runs.folder)
-    rows = {row["beside ours in fp32"]: row
-            for row in compare(RunDir(Path("runs") / "demo"), number=50)}
-    peer = rows["transformers"]
-    assert peer["same tokens"] + peer["ties"] == peer["pictures"] == 50
-    assert peer["different captions"] > 5
-    assert all(row["largest difference of scores, same tokens"] < .002 for row in rows.values())
 
 
 def make_data(cluster: Cluster) -> None:

@@ -123,7 +123,8 @@ def test_an_overlay_that_is_written_to_is_refused_by_name(
     assert again.returncode == 2
     assert f"in use by {holder}" in again.stderr
     site = cluster.write_site("written", overlay=str(copy))
-    train = cluster.launch("train", "configs/demo.yaml", "--cluster", "slurm", "--site", site)
+    train = cluster.launch("train", "configs/demo.yaml", "--run", "runs/locked", "--cluster",
+                           "slurm", "--site", site)
     assert (train.returncode, train.stderr.count("\n")) == (2, 1)
     assert f"in use by {holder}" in train.stderr
 

@@ -47,7 +47,8 @@ def main() -> None:
         load_weights(model, spec["pth"])
         model.to(device).eval()
         files = drawn(Path(name))
-        pictures = [Picture(files[n % len(files)].name, str(n)) for n in range(options.pictures)]
+        pictures = [Picture(files[n % len(files)].name, (), str(n))
+                    for n in range(options.pictures)]
         config = _config(options, name)
 
         def split() -> None:

@@ -24,8 +24,8 @@ class FastEncoder:
     """A captioner's `encode`, without gradients; the model's own is as it was.
 
     On the CPU linear maps go through oneDNN, and attention in bf16 through its products, which took
-    half the time of torch's fused kernel. The patches are embedded in fp32: rounding the pixels to
-    bf16 was two thirds of all that half precision changed in scores.
+    half the time of torch's fused kernel. The patches are embedded in fp32: rounding the pixels was
+    two thirds of what an encoder in bf16 changed in scores.
     """
 
     def __init__(self, model: BlipCaptioner, dtype: torch.dtype) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import side_by_side
-from bench.side_by_side import in_turn, mfu, peers, write_table
+from bench.side_by_side import command_line, in_turn, mfu, peers, write_table
 from bench.weights import MODEL, make_weights
 from blip_art.model.captioner import VITS
 
@@ -39,8 +39,8 @@ def main() -> None:
                 requests["floor"] = ("blip_art", {"do": "encode", "batch": batch})
                 rows.append(_row(batch, in_turn(asked, requests, options.rounds), options))
                 print(rows[-1], flush=True)
-    write_table(f"caption_{options.device}_{options.dtype}", " ".join(
-        ["python bench/caption.py", *sys.argv[1:]]), options.device, rows, options.dtype)
+    write_table(f"caption_{options.device}_{options.dtype}", command_line(),
+                options.device, rows, options.dtype)
 
 
 def _row(batch: int, answers: dict[str, dict[str, Any]],

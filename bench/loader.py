@@ -34,7 +34,7 @@ from torchvision.transforms.functional import InterpolationMode, affine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.side_by_side import write_table
+from bench.side_by_side import command_line, write_table
 from blip_art.data.pictures import decode
 from blip_art.data.transforms import (
     CLIP_MEAN,
@@ -97,7 +97,7 @@ def main() -> None:
                          "original, pictures/s": len(files) / median["original"],
                          "blip_art, pictures/s": len(files) / median["blip_art"],
                          "times faster": median["original"] / median["blip_art"]})
-    write_table("loader", " ".join(["python bench/loader.py", *sys.argv[1:]]), "cpu", rows)
+    write_table("loader", command_line(), "cpu", rows)
 
 
 def _measure(work: Callable[[Any], Any], end: Callable[[Any], Any], files: list[Path]) -> float:

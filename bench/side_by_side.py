@@ -134,6 +134,15 @@ def mfu(tflops: float, dtype: str) -> float | str:
     return tflops / peak if peak and dtype != "fp32" else "unknown"
 
 
+def command_line() -> str:
+    """This process's, without the paths of this machine."""
+    words = ["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    for option, name in (("--original", "CLONE"), ("--python", "PYTHON"), ("--pictures", "")):
+        if option in words and "/" in words[words.index(option) + 1]:
+            words[words.index(option) + 1] = name or "DIR"
+    return " ".join(words)
+
+
 def write_table(name: str, command: str, device: str, rows: list[Row], dtype: str = "") -> None:
     """bench/results/<name>.md and .json; the table is printed too."""
     kind = {"device": device, **({"dtype": dtype} if dtype else {})}

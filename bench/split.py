@@ -23,7 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.loader import drawn
-from bench.side_by_side import write_table
+from bench.side_by_side import command_line, write_table
 from bench.weights import MODEL, make_weights
 from blip_art.config import Config
 from blip_art.data.datasets import Picture
@@ -60,8 +60,7 @@ def main() -> None:
             for key, one in work.items():
                 seconds[key].append(_timed(one, device))
     median = {key: statistics.median(values[1:]) for key, values in seconds.items()}
-    write_table(f"split_{options.device}_{options.dtype}", " ".join(
-        ["python bench/split.py", *sys.argv[1:]]), options.device, [{
+    write_table(f"split_{options.device}_{options.dtype}", command_line(), options.device, [{
             "pictures": options.pictures, "batch": options.batch,
             "blip_art, s": median["blip_art"], "floor, s": median["floor"],
             "of the floor": median["blip_art"] / median["floor"],

@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import side_by_side
-from bench.side_by_side import in_turn, mfu, peers, write_table
+from bench.side_by_side import command_line, in_turn, mfu, peers, write_table
 from bench.weights import MODEL, make_weights
 from blip_art.model.captioner import build_captioner
 from blip_art.model.tokenizer import CaptionTokenizer
@@ -49,8 +49,8 @@ def main() -> None:
                 flops = _flops(batch, spec["texts"][:batch], tokenizer)
                 rows.append(_row(batch, answers, flops, options))
                 print(rows[-1], flush=True)
-    write_table(f"train_{options.device}_{options.dtype}", " ".join(
-        ["python bench/train.py", *sys.argv[1:]]), options.device, rows, options.dtype)
+    write_table(f"train_{options.device}_{options.dtype}", command_line(),
+                options.device, rows, options.dtype)
 
 
 def _row(batch: int, answers: dict[str, dict[str, Any]], flops: int,

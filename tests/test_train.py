@@ -19,10 +19,11 @@ from blip_art.config import load_config
 from blip_art.distributed import World
 from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json, read_jsonl, write_json
-from blip_art.model.captioner import BlipCaptioner
+from blip_art.model.captioner import BlipCaptioner, build_captioner
+from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.readable import freeze_references, readable_pairs
 from blip_art.score.lock import taken
-from blip_art.train.__main__ import main
+from blip_art.train.__main__ import compiled, main
 from blip_art.train.batches import EpochBatches, steps_per_epoch
 from blip_art.train.setup import open_run
 from tests.mini import write_mini
@@ -151,6 +152,18 @@ def test_one_step_that_is_not_finite_is_left_out_of_the_loss(config, tmp_path, m
     row, = read_jsonl(run.train_log)
     assert row["skipped_steps"] == 1
     assert 2 < row["loss"] < 6
+
+
+def test_what_is_compiled_is_what_a_step_calls(config):
+    loaded = load_config(str(config))
+    tokenizer = CaptionTokenizer(loaded.model.tokenizer)
+    model = build_captioner(loaded.model, tokenizer)
+    called = []
+    modules = compiled(model, "eager")
+    for module in modules:
+        module.register_forward_hook(lambda module, *_: called.append(module))
+    model(torch.zeros(1, 3, 32, 32), tokenizer.encode(["a picture of red, circle"], 12))
+    assert called == [*modules]
 
 
 def test_compiled_steps_learn_as_others_do(config, tmp_path):

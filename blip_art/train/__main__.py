@@ -258,8 +258,8 @@ def compiled(model: BlipCaptioner, backend: str) -> Forwards:
     known = torch.compiler.list_backends()
     if backend not in known and backend not in ("eager", "aot_eager"):
         raise UserError(f"train.compile: no backend '{backend}'; this torch has {', '.join(known)}")
-    return {module: torch.compile(module.forward, backend=backend, dynamic=False)
-            for module in (model.visual_encoder, model.text_decoder.bert)}
+    halves: tuple[Any, ...] = (model.visual_encoder, model.text_decoder.bert.encoder)
+    return {half: torch.compile(half.forward, backend=backend, dynamic=False) for half in halves}
 
 
 def dropout_seed(seed: int, epoch: int, step: int, rank: int) -> int:

@@ -78,25 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
                        help="of the missing and failed runs only these")
     _processes(sweep)
 
-    for name, function, text in (
-            ("predict", run_predict, "caption pictures with a run's weights"),
-            ("eval", run_eval, "predict on the GPUs, then score on the CPU")):
-        command = _command(commands, name, function, text)
-        _run_folder(command)
-        command.add_argument("--config", metavar="CONFIG",
-                             help="settings for a run folder that has none yet")
-        command.add_argument("--weights", metavar="FILE_OR_DIR",
-                             help="weights that were not trained here, for example COCO's")
-        command.add_argument("--epoch", metavar="N", type=int,
-                             help="epoch (default: the best, or the last)")
-        command.add_argument("--split", metavar="NAME",
-                             help="val or test (default: generate.splits)")
-        command.add_argument("overrides", metavar="[CONFIG] key=value", nargs="*",
-                             help="CONFIG stands for --run runs/NAME, and for --config where that "
-                                  "folder has none; key=value changes the configuration, for "
-                                  "example generate.num_beams=5")
-        _processes(command)
-
+    _add_predict_and_eval(commands)
     score = _command(commands, "score", run_score, "score all captions that have no scores yet")
     _run_folder(score)
     score.add_argument("overrides", metavar="CONFIG", nargs="*",
@@ -116,6 +98,27 @@ def build_parser() -> argparse.ArgumentParser:
     cli_day.add_commands(commands)
     cli_build.add_commands(commands)
     return parser
+
+
+def _add_predict_and_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    for name, function, text in (
+            ("predict", run_predict, "caption pictures with a run's weights"),
+            ("eval", run_eval, "predict on the GPUs, then score on the CPU")):
+        command = _command(commands, name, function, text)
+        _run_folder(command)
+        command.add_argument("--config", metavar="CONFIG",
+                             help="settings for a run folder that has none yet")
+        command.add_argument("--weights", metavar="FILE_OR_DIR",
+                             help="weights that were not trained here, for example COCO's")
+        command.add_argument("--epoch", metavar="N", type=int,
+                             help="epoch (default: the best, or the last)")
+        command.add_argument("--split", metavar="NAME",
+                             help="val or test (default: generate.splits)")
+        command.add_argument("overrides", metavar="[CONFIG] key=value", nargs="*",
+                             help="CONFIG stands for --run runs/NAME, and for --config where that "
+                                  "folder has none; key=value changes the configuration, for "
+                                  "example generate.num_beams=5")
+        _processes(command)
 
 
 def run_train(args: argparse.Namespace) -> int:

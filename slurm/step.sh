@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Usage: step.sh STAGE [ARG…]     the common part of slurm/*.sbatch; see train.sbatch
 #
-# Environment: see settings.sh; MAX_REQUEUES (default 20).
+# Environment: see settings.sh; MAX_REQUEUES (default 20);
+#   BLIP_ART_DEVICE (default cuda; cpu where jobs have no GPUs).
 set -euo pipefail
 source slurm/settings.sh
 # On a node whose GPUs are not seen a training must end, not go on on the CPU.

@@ -21,7 +21,7 @@ from blip_art.cluster.runtime import (
 from blip_art.cluster.site import Site
 from blip_art.cluster.slurm import run_command
 
-# run.sh needs --mount, image build needs --build-arg.
+# run.sh needs --mount (for names with commas or colons), image build needs --build-arg.
 RUNS = {"apptainer": (1, 0), "singularity": (3, 9)}
 BUILDS = {"apptainer": (1, 2), "singularity": (4, 0)}
 # Its own fuse2fs refuses an overlay that the user may not write to (Apptainer's changes of 1.4.4).

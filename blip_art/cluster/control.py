@@ -17,7 +17,7 @@ from blip_art.cluster.status import cancelled_jobs, cancelled_note
 from blip_art.errors import EXIT_FAILED, UserError
 from blip_art.files import RunDir, read_json, write_text
 
-NOT_SUBMITTED = ("was not submitted to Slurm; 'launch.py train CONFIG --cluster slurm' does that")
+NOT_SUBMITTED = "was not submitted to Slurm; 'launch.py train CONFIG --cluster slurm' does that"
 # Stages that will have scored all captions when they end.
 SCORING = ("score", "rescore", "follow")
 Live = Tuple[RunDir, Submitted, QueueRow]
@@ -73,7 +73,7 @@ def resume(runs: Sequence[RunDir], slurm: Slurm, launch: Sequence[str] = ()) -> 
     live = living_jobs(runs, slurm)
     again: Dict[Again, List[str]] = {}  # runs of one sweep share a command
     found = [(run, what_again(run, [one for one in live if one[0] is run])) for run in runs]
-    if all(what == NOT_SUBMITTED for _, what in found):
+    if found and all(what == NOT_SUBMITTED for _, what in found):
         raise UserError(f"{runs[0].path} {NOT_SUBMITTED}")
     for run, what in found:
         if isinstance(what, str):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Callable, Dict, List, Sequence, Tuple
 
 from blip_art.cluster.container import check_image
-from blip_art.cluster.runtime import APPTAINER, program_version, squashfs_options
+from blip_art.cluster.runtime import APPTAINER, FAST, program_version
 from blip_art.cluster.site import Site
 from blip_art.errors import UserError
 from blip_art.files import written_aside
@@ -75,7 +75,7 @@ def image_plan(site: Site, target: Path, base: str = "", squashfs: str = "") -> 
     Args:
         base: name of a docker image, or path of a folder or image of this machine; default: the
             site's, else the one the definition names.
-        squashfs: options for mksquashfs; default: what the site's program reads fastest.
+        squashfs: options for mksquashfs; default: Apptainer's fastest to read.
 
     Raises:
         UserError: options that the program cannot pass on.
@@ -90,7 +90,7 @@ def image_plan(site: Site, target: Path, base: str = "", squashfs: str = "") -> 
     for bind in site.build_binds:
         argv += ["--bind", bind]
     if program_version(site.container).name == APPTAINER:
-        argv += ["--mksquashfs-args", squashfs or squashfs_options(site.container)]
+        argv += ["--mksquashfs-args", squashfs or FAST]
     elif squashfs:
         raise UserError(f"{site.container} is SingularityCE, which packs as its administrators "
                         "say; leave --squashfs out, or build with Apptainer")

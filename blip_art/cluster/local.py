@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List
 
+from blip_art.cluster.checks import SUBMITIT
 from blip_art.cluster.jobs import POLL_S, Job, run_job
 from blip_art.cluster.plan import Place, import_environment, pick_gpus, visible_gpus
 from blip_art.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
@@ -105,7 +106,7 @@ def import_submitit() -> Any:
         import submitit
     except ImportError as error:
         raise UserError(f"{sys.executable} has no submitit: run launch.py with .venv/bin/python, "
-                        "or 'python3 -m pip install submitit pyyaml'") from error
+                        f"or 'python3 -m pip install {SUBMITIT!r} pyyaml'") from error
     return submitit
 
 

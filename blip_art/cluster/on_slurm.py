@@ -44,12 +44,14 @@ _EXCLUSIVE = ("train", "predict")
 def train(args: argparse.Namespace, repo: Path, run: RunDir) -> int:
     """Training, its follower, the rest of the scores, a report."""
     site = site_of(args, repo)
-    refuse_other_settings([(run, load_config(args.config, args.overrides))])
+    config = load_config(args.config, args.overrides)
+    if has_begun(run):
+        refuse_other_settings([(run, config)])
     place = slurm_place(site, run.code.resolve(), args.processes)
     stages = train_stages(place, run, str(run.frozen_config), nodes=args.nodes,
                           scored=not args.no_score)
     return _go(args, repo, site, run, stages, {run: (args.config, tuple(args.overrides))},
-               inputs=_training_inputs(run, load_config(args.config, args.overrides)))
+               inputs=_training_inputs(run, config))
 
 
 def predict(args: argparse.Namespace, repo: Path, run: RunDir, options: Sequence[str],
@@ -99,7 +101,8 @@ def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
     living = [] if args.dry_run else living_jobs([m.run for m in members], Slurm())
     todo, unscored, active = lacking(
         [m for m in members if sweeps.is_asked(m, args.only)], living)
-    refuse_other_settings((m.run, load_config(plan.config, m.overrides)) for m in members)
+    refuse_other_settings((m.run, load_config(plan.config, m.overrides))
+                          for m in members if has_begun(m.run))
     print(f"{plan.name}: {len(members)} runs; {len(todo)} to submit, {active} in the queue, "
           f"{sum(sweeps.finished(m.run) for m in members)} trained", file=sys.stderr)
     place = slurm_place(site, code.resolve(), args.processes)
@@ -134,11 +137,15 @@ def lacking(members: Sequence[sweeps.Member], living: Sequence[Live]
     return [m for m in idle if not sweeps.finished(m.run)], unscored, len(training)
 
 
+def has_begun(run: RunDir) -> bool:
+    """Whether there is something of a run that other settings would not go with."""
+    return run.config.exists() and (run.last_checkpoint.exists() or bool(run.predicted()))
+
+
 def refuse_other_settings(asked: Iterable[Tuple[RunDir, Config]]) -> None:
     """A run that has begun is not taken for one of another configuration."""
     other = [(run, changed) for run, config in asked
-             if run.config.exists() and (run.last_checkpoint.exists() or run.predicted())
-             and (changed := differences(load_config(run.config), config, skip=HARMLESS))]
+             if (changed := differences(load_config(run.config), config, skip=HARMLESS))]
     if other:
         run, changed = other[0]
         more = f", as were {len(other) - 1} others" if other[1:] else ""

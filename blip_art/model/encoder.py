@@ -35,6 +35,7 @@ class FastEncoder:
         forwards: Forwards = dict(linears)
         if linears:
             for block in encoder.blocks:
+                del forwards[block.mlp.fc1]
                 first = FastLinear(dtype, block.mlp.fc1, few_rows=False, gelu=True)
                 forwards[block.mlp] = functools.partial(_mlp, first, block.mlp.fc2)
         if dtype is not torch.float32:

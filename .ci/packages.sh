@@ -8,6 +8,7 @@ need python3 command -v python3
 need python3-venv /usr/bin/python3 -c 'import venv, ensurepip'
 need make command -v make
 need git command -v git
+need g++ command -v g++
 need shellcheck command -v shellcheck
 need locales test -e /usr/share/i18n/locales/it_IT
 need openjdk-17-jre-headless test -x "$(echo /usr/lib/jvm/java-17-*/bin/java)"

@@ -35,8 +35,9 @@ class Peer:
     def __init__(self, command: Sequence[str], spec: Row) -> None:
         self._process = subprocess.Popen(
             [*command, json.dumps(spec)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
-                 "TOKENIZERS_PARALLELISM": "false"})
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+                 "PYTHONPATH": os.pathsep.join(
+                     filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))})
 
     def ask(self, request: Row) -> Row:
         """Its answer: {"seconds", …} of one piece of work."""
@@ -58,7 +59,8 @@ class Peer:
         self._process.wait()
 
 
-def options(about: str, batch: list[int], rounds: int) -> argparse.Namespace:
+def options(about: str, batch: list[int], rounds: int,
+            compiled: bool = False) -> argparse.Namespace:
     """What benchmarks of a model are asked."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--batch", type=int, nargs="+", default=batch)
@@ -67,6 +69,8 @@ def options(about: str, batch: list[int], rounds: int) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--original", type=Path, help="a clone of the original")
     parser.add_argument("--python", default=sys.executable, help="the interpreter it runs in")
+    if compiled:
+        parser.add_argument("--compile", nargs="+", default=[], help="backends of train.compile")
     return parser.parse_args()
 
 

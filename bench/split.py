@@ -33,7 +33,7 @@ from blip_art.model.step import StepDecoder
 from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.model.weights import load_weights
 from blip_art.predict import caption_pictures
-from blip_art.train.optim import amp_dtype, autocast
+from blip_art.train.optim import autocast, caption_dtype
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def _config(options: argparse.Namespace, images: str) -> Config:
 
 def _floor(model: BlipCaptioner, options: argparse.Namespace) -> Callable[[], None]:
     device = torch.device(options.device)
-    dtype = None if options.dtype == "fp32" else amp_dtype(options.dtype, device)
+    dtype = None if options.dtype == "fp32" else caption_dtype(options.dtype, device)
     encode = StepDecoder(model, dtype).encode
     images = torch.zeros(options.batch, 3, MODEL.image_size, MODEL.image_size, device=device)
 

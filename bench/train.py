@@ -1,10 +1,12 @@
 """Seconds of a training step: ours, transformers' BLIP and the original, in turn in one run.
 
-    python bench/train.py [--batch 4] [--dtype fp32] [--original CLONE --python PYTHON]
+    python bench/train.py [--batch 4] [--dtype fp32] [--compile cudagraphs inductor]
+                          [--original CLONE --python PYTHON]
 
 Forward, backward and AdamW (fused in ours and, as its trainer has it, in transformers') on the same
-random weights, pictures and captions, with dropout. See bench/caption.py for CLONE and PYTHON. The
-table goes to bench/results/train_DEVICE_DTYPE.md and .json.
+random weights, pictures and captions, with dropout; ours also with `train.compile`, a row each. See
+bench/caption.py for CLONE and PYTHON. The table goes to bench/results/train_DEVICE_DTYPE.md and
+.json.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ TEXTS = ["a picture of a saint with a book and a lion at his feet",
 
 def main() -> None:
     """Measure, print and write the table."""
-    options = side_by_side.options(__doc__.split("\n")[0], batch=[4], rounds=3)
+    options = side_by_side.options(__doc__.split("\n")[0], batch=[4], rounds=3, compiled=True)
     # The original computes in fp32 only.
     original = options.original and options.dtype == "fp32"
     command = side_by_side.commands(options.python if original else "")
@@ -43,25 +45,30 @@ def main() -> None:
         tokenizer = CaptionTokenizer(spec["tokenizer"])
         with peers(command, spec) as asked:
             for batch in options.batch:
-                answers = in_turn(asked, {
-                    peer: (peer, {"do": "train", "batch": batch}) for peer in asked},
-                    options.rounds)
+                ways = ["", *options.compile]
+                requests = {f"blip_art {way}": ("blip_art", {
+                    "do": "train", "batch": batch, "compile": way}) for way in ways}
+                requests.update({peer: (peer, {"do": "train", "batch": batch})
+                                 for peer in asked if peer != "blip_art"})
+                answers = in_turn(asked, requests, options.rounds)
                 flops = _flops(batch, spec["texts"][:batch], tokenizer)
-                rows.append(_row(batch, answers, flops, options))
-                print(rows[-1], flush=True)
+                rows += [_row(batch, way, answers, flops, options) for way in ways]
+                print(*rows[-len(ways):], sep="\n", flush=True)
     write_table(f"train_{options.device}_{options.dtype}", command_line(),
                 options.device, rows, options.dtype)
 
 
-def _row(batch: int, answers: dict[str, dict[str, Any]], flops: int,
+def _row(batch: int, way: str, answers: dict[str, dict[str, Any]], flops: int,
          options: argparse.Namespace) -> dict[str, Any]:
-    seconds = {name: answer["seconds"] for name, answer in answers.items()}
-    row: dict[str, Any] = {"batch": batch}
-    row.update({f"{name}, s": value for name, value in seconds.items()})
-    row.update({f"faster than {name}": value / seconds["blip_art"]
-                for name, value in seconds.items() if name != "blip_art"})
-    row["peak GB"] = answers["blip_art"]["peak_gb"]
-    row["TFLOP/s"] = flops / seconds["blip_art"] / 1e12
+    ours = answers[f"blip_art {way}"]
+    peers = {name: answer["seconds"] for name, answer in answers.items()
+             if not name.startswith("blip_art")}
+    row: dict[str, Any] = {"batch": batch, "train.compile": way or "no",
+                           "blip_art, s": ours["seconds"]}
+    row.update({f"{name}, s": value for name, value in peers.items()})
+    row.update({f"faster than {name}": value / ours["seconds"] for name, value in peers.items()})
+    row["peak GB"] = ours["peak_gb"]
+    row["TFLOP/s"] = flops / ours["seconds"] / 1e12
     if options.device == "cuda":
         row["MFU"] = mfu(row["TFLOP/s"], options.dtype)
     return row

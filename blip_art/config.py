@@ -111,12 +111,15 @@ class TrainConfig:
     clip_norm: float = 0.0
     """Largest gradient norm; 0 does not clip."""
     amp: str = "auto"
-    """auto (bf16 where the hardware has it, fp16 on older GPUs, off on CPU), off, fp16, bf16."""
+    """auto (bf16 where the hardware has it, fp16 on older GPUs and for captions, off on CPU), off,
+    fp16, bf16."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     compile: str = ""
-    """Backend of torch.compile for encoder and decoder: 'inductor'; '' compiles nothing. Texts are
-    then padded to multiples of 8, so that few lengths are compiled. Minutes at the start."""
+    """Backend of torch.compile for encoder and decoder; '' compiles nothing. 'cudagraphs' spares
+    the host most of its work for the GPU, after some 12 s; 'inductor' also makes few operations of
+    many, after a minute, and needs a C compiler. Texts are padded to multiples of 8, so that few
+    lengths are compiled."""
     ema_decay: float = 0.0
     """Decay of an exponential moving average of the weights, which then is what is evaluated."""
     save_every_min: float = 10.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ from blip_art.errors import EXIT_INTERRUPTED, UserError, exit_cleanly
 from blip_art.files import RunDir, read_json, write_json, write_text
 from blip_art.manifest import update_manifest
 from blip_art.merge import merge_captions
+from blip_art.model.beams import BeamOptions
 from blip_art.model.captioner import BlipCaptioner, build_captioner
-from blip_art.model.decode import BeamOptions, NucleusOptions, beam_search, nucleus_sample
+from blip_art.model.decode import NucleusOptions, beam_search, nucleus_sample
 from blip_art.model.step import StepDecoder
 from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.model.weights import load_weights
 from blip_art.readable import freeze_references, readable_pairs
-from blip_art.train.optim import amp_dtype, autocast
+from blip_art.train.optim import autocast, caption_dtype
 
 Batch = tuple[Tensor, Tensor]
 
@@ -44,8 +45,7 @@ def encoded_ahead(decoder: StepDecoder, batches: Iterator[Batch],
                   device: torch.device) -> Iterator[Batch]:
     """(positions, image states) of batches (positions, bytes), the next one begun before.
 
-    On a GPU the encoder has a stream of its own, to fill what the decoder's small steps leave idle;
-    those go first, see `decoding_stream`.
+    On a GPU the encoder has a stream of its own, to fill what the decoder's small steps leave idle.
     """
     side = torch.cuda.Stream(device) if device.type == "cuda" else None
     if side:
@@ -66,19 +66,6 @@ def encoded_ahead(decoder: StepDecoder, batches: Iterator[Batch],
             ahead[1].record_stream(here)
         now, ahead = ahead, encode(next(batches, None))
         yield now
-
-
-@contextmanager
-def decoding_stream(device: torch.device) -> Iterator[None]:
-    """On a GPU work that goes before that of other streams; it is done when the block ends."""
-    if device.type != "cuda":
-        yield
-        return
-    before, first = torch.cuda.current_stream(device), torch.cuda.Stream(device, priority=-1)
-    first.wait_stream(before)
-    with torch.cuda.stream(first):
-        yield
-    before.wait_stream(first)
 
 
 def caption_states(decoder: StepDecoder, tokenizer: CaptionTokenizer, states: Tensor,
@@ -112,9 +99,10 @@ def caption_pictures(model: BlipCaptioner, tokenizer: CaptionTokenizer, pictures
 
     Raises:
         Interrupted: a signal came; all ranks raise it together.
+        UserError: the weights do not fit the type that captions are computed in.
     """
     model.eval()
-    options, dtype = config.generate, amp_dtype(config.train.amp, world.device)
+    options, dtype = config.generate, caption_dtype(config.train.amp, world.device)
     mine = list(range(world.rank, len(pictures), world.size))
     dataset = PictureDataset([pictures[i].image for i in mine], config.data.images,
                              config.model.image_size)
@@ -126,15 +114,17 @@ def caption_pictures(model: BlipCaptioner, tokenizer: CaptionTokenizer, pictures
     rounds = -(-len(range(0, len(pictures), world.size)) // options.batch_size)
     rows: list[tuple[int, list[str]]] = []
     decoder = StepDecoder(model, dtype)
+    finite = torch.ones((), dtype=torch.bool, device=world.device)
     batches = encoded_ahead(decoder, iter(loader), world.device)
     # One block for all batches: inside it weights are cast once.
-    with decoding_stream(world.device), autocast(dtype, world.device), tqdm(
+    with autocast(dtype, world.device), tqdm(
             total=len(pictures), desc=title, unit="picture", leave=False,
             disable=None if world.is_main else True) as bar:
         for _ in range(rounds):
             batch = next(batches, None)
             if batch is not None:
                 positions = [mine[i] for i in batch[0].tolist()]
+                finite &= batch[1].isfinite().all()
                 texts = caption_states(
                     decoder, tokenizer, batch[1], options,
                     [picture_seed(config.seed, epoch, position) for position in positions])
@@ -142,6 +132,10 @@ def caption_pictures(model: BlipCaptioner, tokenizer: CaptionTokenizer, pictures
                 bar.update(min(len(positions) * world.size, len(pictures) - bar.n))
             if world.most(int(bool(stop))):
                 raise Interrupted
+    decoder.kept.clear()
+    if world.most(int(not finite)):
+        raise UserError("what the encoder makes of some pictures is not finite: the weights are "
+                        "damaged, or too large for fp16; train.amp=bf16 or off helps the latter")
     gathered = dict(row for part in world.gather(rows) for row in part)
     return [_row(pictures[position], gathered[position]) for position in range(len(pictures))]
 

@@ -12,8 +12,10 @@ from torch.overrides import TorchFunctionMode
 from transformers import BlipConfig, BlipForConditionalGeneration
 
 from blip_art.config import ModelConfig
+from blip_art.model.beams import CHUNK, BeamOptions, likeliest
 from blip_art.model.captioner import BlipCaptioner, build_captioner
-from blip_art.model.decode import BeamOptions, NucleusOptions, beam_search, nucleus_sample
+from blip_art.model.decode import NucleusOptions, beam_search, nucleus_sample
+from blip_art.model.encoder import Patches
 from blip_art.model.hf import save_hf, to_hf
 from blip_art.model.linear import replaced, trained_linears
 from blip_art.model.step import StepDecoder
@@ -145,16 +147,32 @@ def test_the_encoder_of_captions_is_the_models(model, images):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+def test_the_likeliest_tokens_are_found_by_chunks():
+    scores = torch.randn(5, 3, 20 * CHUNK, generator=torch.Generator().manual_seed(0))
+    scores[0, 0, 7 * CHUNK:7 * CHUNK + 6] = 9 + torch.rand(6)  # all in one chunk
+    for ours, torchs in zip(likeliest(scores, 6), scores.topk(6), strict=True):
+        assert torch.equal(ours, torchs)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_patches_are_embedded_as_by_a_convolution(model, images, dtype):
+    embed = model.visual_encoder.patch_embed
+    plain = embed(images)
+    assert torch.allclose(Patches(embed, dtype)(images).float(), plain,
+                          atol=1e-5 if dtype is torch.float32 else 5e-3)
+
+
 class Ending(StepDecoder):
     """Ends captions at lengths that differ from picture to picture, and counts the rows it saw."""
 
     rows = 0
 
-    def __call__(self, state, ids):
-        logits = super().__call__(state, ids)
+    def __call__(self, state, ids, start):
+        logits = super().__call__(state, ids, start)
         self.rows += len(logits)
-        wave = (state.cross[0, 0].mean((1, 2, 3)) * 1e4 + state.length).sin()
-        logits[:, self.model.end_id] += 3 * wave.repeat_interleave(len(logits) // len(wave))
+        wave = (state.cross[0, 0].mean((1, 2, 3)) * 1e4 + start + ids.shape[2]).sin()
+        logits[:, self.model.end_id] += 6 * wave.repeat_interleave(len(logits) // len(wave))
         return logits
 
 
@@ -162,20 +180,23 @@ class Ending(StepDecoder):
     BeamOptions(num_beams=3), BeamOptions(num_beams=4, groups=2, num_return=2, diversity=0.5),
     BeamOptions(num_beams=3, num_return=3, repetition_penalty=1.2)],
     ids=["beams", "groups", "top 3"])
-@pytest.mark.parametrize("late", [False, True])
-def test_captions_do_not_depend_on_what_shares_the_batch(model, options, late):
+@pytest.mark.parametrize("fixed", [False, True])
+def test_captions_do_not_depend_on_what_shares_the_batch(model, options, fixed):
     """Pictures that are finished leave the batch, the others go on as if alone."""
-    images = torch.randn(12, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    images = torch.randn(40, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     decoder = Ending(model)
-    together, scores = beam_search(decoder, model.encode(images), options, late)
+    beam_search(decoder, model.encode(images.flip(0)), options, fixed)  # who was there before
+    decoder.rows = 0
+    together, scores = beam_search(decoder, model.encode(images), options, fixed)
     seen = decoder.rows
+    assert bool(decoder.kept) == fixed
     for n, (captions, row) in enumerate(zip(together, scores, strict=True)):
         alone, alone_scores = beam_search(decoder, model.encode(images[n:n + 1]), options)
         assert alone == [captions]
         assert torch.allclose(alone_scores[0], row, atol=1e-5)
     assert len({len(captions[0]) for captions in together}) > 2
     words = options.max_length - len(model.prompt_ids)
-    assert seen < 12 + 12 * options.num_beams * (words - 2)
+    assert seen < 40 + 40 * options.num_beams * (words - 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -187,17 +208,18 @@ def test_half_precision_says_nearly_the_same(model, images, dtype):
     assert torch.allclose(scores, nearly, atol=0.02)
 
 
-def test_sampled_captions_depend_on_their_own_seed_only(model):
+@pytest.mark.parametrize("fixed", [False, True])
+def test_sampled_captions_depend_on_their_own_seed_only(model, fixed):
     """Also when pictures that are finished leave the batch."""
-    images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    images = torch.randn(40, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     options, decoder = NucleusOptions(num_return=2), Ending(model)
-    together = nucleus_sample(decoder, model.encode(images), options, list(range(8)))
+    together = nucleus_sample(decoder, model.encode(images), options, list(range(40)), fixed)
     seen = decoder.rows
     for n, captions in enumerate(together):
         assert nucleus_sample(decoder, model.encode(images[n:n + 1]), options, [n]) == [captions]
     assert together[0][0] != together[0][1]
     words = options.max_length - len(model.prompt_ids)
-    assert seen < 8 + 8 * 2 * (words - 1)
+    assert seen < 40 + 40 * 2 * (words - 1)
 
 
 def test_diverse_beams_start_differently(model, images):

@@ -10,7 +10,7 @@ import torch
 from blip_art.config import ModelConfig, TrainConfig
 from blip_art.model.captioner import build_captioner
 from blip_art.model.tokenizer import CaptionTokenizer, train_vocabulary
-from blip_art.train.optim import Stepper, amp_dtype, autocast, learning_rate
+from blip_art.train.optim import Stepper, amp_dtype, autocast, caption_dtype, learning_rate
 
 CPU = torch.device("cpu")
 
@@ -89,4 +89,5 @@ def test_mixed_precision_moves_the_weights(model, amp):
 def test_a_v100_gets_fp16_and_newer_gpus_bf16(monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert amp_dtype("auto", torch.device("cuda")) is dtype
-    assert amp_dtype("auto", CPU) is None
+    assert amp_dtype("auto", CPU) is caption_dtype("auto", CPU) is None
+    assert caption_dtype("auto", torch.device("cuda")) is torch.float16

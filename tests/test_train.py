@@ -23,8 +23,9 @@ from blip_art.model.captioner import BlipCaptioner, build_captioner
 from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.readable import freeze_references, readable_pairs
 from blip_art.score.lock import taken
-from blip_art.train.__main__ import compiled, main
+from blip_art.train.__main__ import main
 from blip_art.train.batches import EpochBatches, steps_per_epoch
+from blip_art.train.faster import faster_steps
 from blip_art.train.setup import open_run
 from tests.mini import write_mini
 
@@ -159,7 +160,7 @@ def test_what_is_compiled_is_what_a_step_calls(config):
     tokenizer = CaptionTokenizer(loaded.model.tokenizer)
     model = build_captioner(loaded.model, tokenizer)
     called = []
-    modules = compiled(model, "eager")
+    modules = faster_steps(model, "eager", None)
     for module in modules:
         module.register_forward_hook(lambda module, *_: called.append(module))
     model(torch.zeros(1, 3, 32, 32), tokenizer.encode(["a picture of red, circle"], 12))
@@ -176,6 +177,18 @@ def test_compiled_steps_learn_as_others_do(config, tmp_path):
     assert losses["aot_eager"] == pytest.approx(losses[""], rel=1e-4)
     with pytest.raises(UserError, match="no backend 'indutcor'; this torch has.*inductor"):
         main([str(config), "--run", str(tmp_path / "typo"), "train.compile=indutcor"])
+
+
+def test_inductor_without_a_compiler_is_refused(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="needs a C compiler.*cudagraphs needs none"):
+        main([str(config), "--run", str(tmp_path / "run"), "train.compile=inductor"])
+
+
+def test_cuda_graphs_do_not_accumulate(config, tmp_path):
+    with pytest.raises(UserError, match="cudagraphs cannot accumulate"):
+        main([str(config), "--run", str(tmp_path / "run"), "train.compile=cudagraphs",
+              "train.accumulate=2"])
 
 
 def test_captions_of_something_else_are_not_taken_for_this_trainings(config, tmp_path):

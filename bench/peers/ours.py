@@ -10,12 +10,14 @@ import torch
 from bench.peers.serve import Operation, pictures, serve
 from bench.weights import MODEL
 from blip_art.config import TrainConfig
+from blip_art.model.beams import BeamOptions
 from blip_art.model.captioner import build_captioner
-from blip_art.model.decode import BeamOptions, beam_search
-from blip_art.model.linear import replaced, trained_linears
+from blip_art.model.decode import beam_search
+from blip_art.model.linear import replaced
 from blip_art.model.step import StepDecoder
 from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.model.weights import load_weights
+from blip_art.train.faster import COMPILED_LENGTH, faster_steps
 from blip_art.train.optim import Stepper, autocast
 
 
@@ -56,19 +58,22 @@ def build(spec: Dict[str, Any]) -> Dict[str, Operation]:
     return {"encode": encode, "caption": caption}
 
 
-def _train(spec: Dict[str, Any], model: Any, tokenizer: CaptionTokenizer, batch: int) -> Operation:
+def _train(spec: Dict[str, Any], model: Any, tokenizer: CaptionTokenizer, batch: int,
+           compile: str) -> Operation:
     device = torch.device(spec["device"])
     settings = TrainConfig(lr=1e-5, amp="off" if spec["dtype"] == "fp32" else spec["dtype"])
     model.train()
     stepper = Stepper(model, settings, device)
     images = pictures(spec, batch)
-    ids = tokenizer.encode(spec["texts"][:batch], 40)
+    ids = tokenizer.encode(spec["texts"][:batch], 40, COMPILED_LENGTH if compile else None)
     ids, counted = (x.to(device) for x in (ids, model.counted(ids)))
 
-    linears = trained_linears(model) if stepper.dtype is None else {}
+    faster = faster_steps(model, compile, stepper.dtype)
 
     def work() -> Dict[str, Any]:
-        with replaced(linears):
+        if compile:
+            torch.compiler.cudagraph_mark_step_begin()
+        with replaced(faster):
             with autocast(stepper.dtype, device):
                 loss = model(images, ids, counted)
             stepper.backward(loss)

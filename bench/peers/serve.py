@@ -28,6 +28,8 @@ def serve(build: Callable[[Dict[str, Any]], Dict[str, Operation]]) -> None:
         request = json.loads(line)
         work = operations[request.pop("do")](**request)
         synchronize(spec["device"])
+        if spec["device"] == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
         answer = work()
         synchronize(spec["device"])

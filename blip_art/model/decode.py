@@ -6,33 +6,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from blip_art.model.step import State, StepDecoder
+from blip_art.model.beams import BeamOptions, Beams, penalize_repeats
+from blip_art.model.record import Recorded
+from blip_art.model.step import StepDecoder
 
-NEVER = -1e9  # a score no real beam has; finite, so that adding to it stays ordered
 # transformers samples from the 50 likeliest tokens unless told otherwise; so did the original.
 TOP_K = 50
 # Finished pictures leave when at most this share goes on: leaving copies what the others have.
 LEAVE_AT = 0.75
-
-
-@dataclass(frozen=True)
-class BeamOptions:
-    """Settings of `beam_search`; the lengths count the prompt, as the original's do."""
-
-    num_beams: int = 3
-    max_length: int = 20
-    min_length: int = 5
-    length_penalty: float = 1.0
-    repetition_penalty: float = 1.0
-    num_return: int = 1
-    groups: int = 1
-    diversity: float = 0.0
+# Where batches have fixed sizes half of one leaves, down to this size.
+SMALLEST = 8
+# Batches kept for those that follow, each with the keys and values of its pictures.
+KEPT = 6
 
 
 @dataclass(frozen=True)
@@ -46,121 +38,235 @@ class NucleusOptions:
     num_return: int = 1
 
 
-class _Beams:
-    """One group of K beams a picture: the running ones and the K best finished ones."""
+class _Batch:
+    """Pictures whose captions grow together, a word a step, in tensors that stay in place."""
 
-    def __init__(self, batch: int, beams: int, prompt_length: int, options: BeamOptions,
-                 end_id: int, device: torch.device) -> None:
-        self.options, self.end_id, self.prompt_length = options, end_id, prompt_length
-        self.beams = beams
-        words = options.max_length - prompt_length
-        self.tokens = torch.full((batch, beams, words), end_id, device=device)  # running
-        self.scores = torch.full((batch, beams), NEVER, device=device)
-        self.scores[:, 0] = 0  # all beams start equal: only the first may branch
-        self.done_tokens = self.tokens.clone()
-        self.done_scores = torch.full((batch, beams), NEVER, device=device)
-        self.done = torch.zeros((batch, beams), dtype=torch.bool, device=device)
-        self.open = torch.ones((batch, 1), dtype=torch.bool, device=device)
+    def __init__(self, decoder: StepDecoder, size: int, rows: int, patches: int,
+                 options: BeamOptions | NucleusOptions) -> None:
+        self.decoder, self.size, self.rows = decoder, size, rows
+        width = decoder.model.vision_width
+        self.image_states = torch.empty(size, patches, width, dtype=decoder.dtype,
+                                        device=decoder.device)
+        self.inputs: tuple[Tensor, ...] = (self.image_states,)
+        self.prompt = sent([decoder.model.prompt_ids], decoder.device)  # (1, T)
+        self.words = options.max_length - self.prompt.shape[1]
+        self.state = decoder.state(size, rows, options.max_length, patches)
+        self._steps = [Recorded(decoder.device, decoder.pool) for _ in range(self.words)]
 
-    def advance(self, log_probs: Tensor, word: int) -> tuple[Tensor, Tensor]:
-        """Choose word number `word` from (B, K, V) log-probabilities.
+    def step(self, word: int) -> None:
+        """Choose word number `word`, the first being 0."""
+        self._steps[word]((lambda: self._step(word)) if word else self._begin)
 
-        Returns:
-            The new tokens and the beam each continues, both (B, K).
-        """
-        vocabulary = log_probs.shape[-1]
-        totals = (log_probs + self.scores[..., None]).flatten(1)
-        # Twice as many as beams: at most K of them can be ends, so K can go on.
-        best, index = totals.topk(2 * self.beams)  # (B, 2K)
-        parent, token = index // vocabulary, index % vocabulary
-        tokens = self.tokens.gather(1, parent[..., None].expand(-1, -1, self.tokens.shape[2]))
-        tokens[:, :, word] = token
-        ended = (token == self.end_id) | (word == self.tokens.shape[2] - 1)
-        self._finish(tokens, best, ended, word + 1)
-        self.scores, kept = (best + ended * NEVER).topk(self.beams)
-        self.tokens = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
-        self._close(word + 1)
-        return token.gather(1, kept), parent.gather(1, kept)
+    def _prompt_logits(self) -> Tensor:
+        """(B·rows, vocabulary), of what follows the prompt, which is said once a picture."""
+        self.decoder.look_at(self.state, self.image_states)
+        prompt = self.prompt.expand(self.size, -1)[:, None]
+        return self.decoder(self.state, prompt, 0).repeat_interleave(self.rows, 0)
 
-    def keep(self, pictures: Tensor) -> None:
-        """Forget all pictures but some."""
-        for name in ("tokens", "scores", "done_tokens", "done_scores", "done", "open"):
-            setattr(self, name, getattr(self, name)[pictures])
+    def _word_logits(self, tokens: Tensor, word: int) -> Tensor:
+        """(B·rows, vocabulary), of word number `word` after tokens (B, rows)."""
+        return self.decoder(self.state, tokens[..., None], self.prompt.shape[1] + word - 1)
 
-    def _finish(self, tokens: Tensor, best: Tensor, ended: Tensor, length: int) -> None:
-        """Let the ends among the K best candidates compete with the finished captions."""
-        ended = ended & (torch.arange(ended.shape[1], device=ended.device) < self.beams)
-        scores = best / length ** self.options.length_penalty
-        scores = torch.where(ended & self.open, scores, torch.full_like(scores, NEVER))
-        merged = torch.cat([self.done_tokens, tokens], dim=1)
-        self.done_scores, kept = torch.cat([self.done_scores, scores], dim=1).topk(self.beams)
-        self.done_tokens = merged.gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
-        self.done = torch.cat([self.done, ended & self.open], dim=1).gather(1, kept)
+    def _begin(self) -> None:
+        raise NotImplementedError
 
-    def _close(self, length: int) -> None:
-        """Close a picture once its K captions are finished and no running beam looks better.
+    def _step(self, word: int) -> None:
+        raise NotImplementedError
 
-        The rule of transformers' early_stopping=False, the original's default: the best running
-        beam is judged by its score at the present length.
-        """
-        reachable = self.scores[:, :1] / length ** self.options.length_penalty
-        worst = torch.where(self.done.all(1, keepdim=True),
-                            self.done_scores.amin(1, keepdim=True), NEVER)
-        self.open = self.open & (reachable > worst)
+    def open(self) -> Tensor:
+        """Which pictures (B,) are not finished."""
+        raise NotImplementedError
+
+    def take(self, other: Any, pictures: Tensor) -> None:
+        """Go on with some pictures of another batch."""
+        raise NotImplementedError
+
+    def results(self) -> tuple[Tensor, ...]:
+        """What has been found so far, a picture a row."""
+        raise NotImplementedError
 
 
-def _penalize_repeats(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make tokens in `seen` (N, L) less likely in `scores` (N, V); CTRL (Keskar et al. 2019)."""
-    if penalty == 1.0:
-        return scores
-    old = scores.gather(1, seen)
-    return scores.scatter(1, seen, torch.where(old < 0, old * penalty, old / penalty))
+class _BeamBatch(_Batch):
+
+    def __init__(self, decoder: StepDecoder, size: int, patches: int,
+                 options: BeamOptions) -> None:
+        rows = max(1, options.num_beams // options.groups) * options.groups
+        super().__init__(decoder, size, rows, patches, options)
+        self.beams = Beams(size, self.prompt, options, decoder.model.end_id)
+
+    def _begin(self) -> None:
+        self.beams.begin()
+        self.beams.advance(self._prompt_logits(), 0)
+
+    def _step(self, word: int) -> None:
+        logits = self._word_logits(self.beams.tokens, word)
+        self.beams.advance(logits, word)
+        self.state.follow(self.beams.parents, self.prompt.shape[1] + word)
+
+    def open(self) -> Tensor:
+        return self.beams.open()
+
+    def take(self, other: _BeamBatch, pictures: Tensor) -> None:
+        self.state.take(other.state, pictures)
+        self.beams.take(other.beams, pictures)
+
+    def results(self) -> tuple[Tensor, ...]:
+        return self.beams.results()
+
+
+class _SampleBatch(_Batch):
+
+    def __init__(self, decoder: StepDecoder, size: int, patches: int,
+                 options: NucleusOptions) -> None:
+        super().__init__(decoder, size, options.num_return, patches, options)
+        self.options, shape = options, (size, self.rows, self.words)
+        self.draws = torch.empty(shape, device=decoder.device)
+        self.inputs = (self.image_states, self.draws)
+        self.said = torch.empty(shape, dtype=torch.long, device=decoder.device)
+        self.ended = torch.empty(shape[:2], dtype=torch.bool, device=decoder.device)
+
+    def _begin(self) -> None:
+        self.said.fill_(self.decoder.model.end_id)
+        self.ended.fill_(False)
+        self._draw(self._prompt_logits(), 0)
+
+    def _step(self, word: int) -> None:
+        self._draw(self._word_logits(self.said[:, :, word - 1], word), word)
+
+    def _draw(self, logits: Tensor, word: int) -> None:
+        end_id, logits = self.decoder.model.end_id, logits.float()
+        seen = torch.cat([self.prompt.expand(len(logits), -1),
+                          self.said[:, :, :word].flatten(0, 1)], 1)
+        logits = penalize_repeats(logits, seen, self.options.repetition_penalty)
+        if seen.shape[1] < self.options.min_length:
+            logits[:, end_id] = -torch.inf
+        token = _drawn(logits, self.options.top_p, self.draws[:, :, word].flatten())
+        token = token.view_as(self.ended).masked_fill(self.ended, end_id)
+        self.said[:, :, word] = token
+        self.ended |= token == end_id
+
+    def open(self) -> Tensor:
+        return ~self.ended.all(1)
+
+    def take(self, other: _SampleBatch, pictures: Tensor) -> None:
+        self.state.take(other.state, pictures)
+        for name in ("draws", "said", "ended"):
+            torch.index_select(getattr(other, name), 0, pictures, out=getattr(self, name))
+
+    def results(self) -> tuple[Tensor, ...]:
+        return (self.said,)
 
 
 @torch.inference_mode()
 def beam_search(decoder: StepDecoder, image_states: Tensor, options: BeamOptions,
-                late: bool | None = None) -> tuple[list[list[list[int]]], Tensor]:
+                fixed: bool | None = None) -> tuple[list[list[list[int]]], Tensor]:
     """Beam search; with groups > 1, diverse beam search (Vijayakumar et al. 2016).
 
     Args:
-        image_states: (B, patches, width) of `model.encode`.
-        late: whether a finished picture may take part in one more step, which spares the host
-            from waiting for the device; default: on a GPU.
+        image_states: (B, patches, width) of `decoder.encode`.
+        fixed: see `_finished`; default: on a GPU.
 
     Returns:
         Token ids after the prompt, end token left out: [picture][num_return], best first; with
         groups, the best caption of each group in order. And their scores (B, num_return).
     """
     model, batch = decoder.model, image_states.shape[0]
-    late = image_states.is_cuda if late is None else late
-    prompt = sent([model.prompt_ids], image_states.device)
-    words = options.max_length - prompt.shape[1]
-    if words < 1:
+    if options.max_length <= len(model.prompt_ids):
         return [[[]] * options.num_return for _ in range(batch)], torch.zeros(
             batch, options.num_return)
-    with torch.autocast(image_states.device.type, enabled=False):  # the decoder has its own types
-        state = decoder.look_at(image_states, options.max_length)
-        search = _Search(batch, prompt, options, model.end_id)
-        logits = decoder(state, prompt.expand(batch, -1)).repeat_interleave(search.rows, 0)
-        state.widen(search.rows)
-        watch = Watch(late)
-        for word in range(words):
-            tokens, parents = search.advance(logits, word)
-            open_pictures = None if word == words - 1 else watch(search.flags())
-            if not open_pictures:
-                break
-            if len(open_pictures) <= LEAVE_AT * len(tokens):
-                watch = Watch(late)
-                pictures = sent(open_pictures, tokens.device)
-                tokens, parents = tokens[pictures], parents[pictures]
-                search.keep(pictures)
-                state.select(parents.flatten(), pictures)
-                # From here on the pictures that stayed are numbered anew.
-            else:
-                state.select(parents.flatten())
-            logits = decoder(state, tokens.view(-1, 1))
-    captions, scores = search.best()
+    captions, scores = _finished(_BeamBatch, decoder, (image_states,), options, fixed)
     return [[_until(ids, model.end_id) for ids in picture] for picture in captions.tolist()], scores
+
+
+@torch.inference_mode()
+def nucleus_sample(decoder: StepDecoder, image_states: Tensor, options: NucleusOptions,
+                   seeds: list[int], fixed: bool | None = None) -> list[list[list[int]]]:
+    """Nucleus sampling (Holtzman et al. 2020): [picture][num_return] token ids after the prompt.
+
+    Args:
+        seeds: one a picture. A caption depends on its picture's seed only, never on the batch.
+    """
+    model, rows = decoder.model, options.num_return
+    words = options.max_length - len(model.prompt_ids)
+    if words < 1:
+        return [[[]] * rows for _ in seeds]
+    draws = torch.stack([torch.rand(rows, words, generator=torch.Generator().manual_seed(seed))
+                         for seed in seeds]).to(decoder.device)
+    said, = _finished(_SampleBatch, decoder, (image_states, draws), options, fixed)
+    return [[_until(ids, model.end_id) for ids in picture] for picture in said.tolist()]
+
+
+def _until(ids: list[int], end_id: int) -> list[int]:
+    return ids[:ids.index(end_id)] if end_id in ids else ids
+
+
+def _finished(kind: Callable[..., _Batch], decoder: StepDecoder, inputs: tuple[Tensor, ...],
+              options: Any, fixed: bool | None) -> tuple[Tensor, ...]:
+    """What all pictures' captions are; who is finished leaves the batch.
+
+    Args:
+        inputs: image states and whatever else the kind of batch wants of each picture.
+        fixed: batches have few sizes and are kept, so that their steps can be recorded; and which
+            pictures are finished is known a step late, which spares the host from waiting for the
+            device. Default: on a GPU.
+    """
+    fixed = decoder.device.type == "cuda" if fixed is None else fixed
+    size, patches = inputs[0].shape[:2]
+    batch = _batch(kind, decoder, size, patches, options, fixed)
+    for mine, given in zip(batch.inputs, inputs, strict=True):
+        mine.copy_(given)
+    here = list(range(size))  # the pictures in the batch
+    found: tuple[Tensor, ...] = ()
+    watch = Watch(late=fixed)
+    with torch.autocast(decoder.device.type, enabled=False):  # the decoder has its own types
+        batch.step(0)
+        for word in range(1, batch.words):
+            opened = watch(batch.open())
+            if not opened:
+                break
+            stay = _staying(opened, batch.size, fixed)
+            if stay is not None:
+                found = _put(found, here, batch.results())
+                smaller = _batch(kind, decoder, len(stay), patches, options, fixed)
+                smaller.take(batch, sent(stay, decoder.device))
+                batch, here, watch = smaller, [here[n] for n in stay], Watch(late=fixed)
+            batch.step(word)
+    return _put(found, here, batch.results())
+
+
+def _batch(kind: Callable[..., _Batch], decoder: StepDecoder, size: int, patches: int, options: Any,
+           fixed: bool) -> _Batch:
+    if not fixed:
+        return kind(decoder, size, patches, options)
+    kept, key = decoder.kept, (kind, size, patches, options)
+    batch: _Batch = kept.pop(key, None) or kind(decoder, size, patches, options)
+    kept[key] = batch  # the newest last
+    if len(kept) > KEPT:
+        del kept[next(iter(kept))]
+    return batch
+
+
+def _staying(opened: list[int], size: int, fixed: bool) -> list[int] | None:
+    """Which pictures go on in a smaller batch, at least those in `opened`; None: all stay."""
+    if not fixed:
+        return opened if len(opened) <= LEAVE_AT * size else None
+    smaller = size
+    while smaller // 2 >= max(SMALLEST, len(opened)):
+        smaller //= 2
+    if smaller == size:
+        return None
+    closed = sorted(set(range(size)) - set(opened))
+    return opened + closed[:smaller - len(opened)]
+
+
+def _put(found: tuple[Tensor, ...], here: list[int],
+         now: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The results of all pictures, with those of the ones in the batch as they are now."""
+    if not found:
+        return tuple(tensor.clone() for tensor in now)
+    for tensor, new in zip(found, now, strict=True):
+        tensor[sent(here, tensor.device)] = new
+    return found
 
 
 def sent(numbers: list[Any], device: torch.device) -> Tensor:
@@ -202,137 +308,7 @@ def _event(tensor: Tensor) -> torch.cuda.Event | None:
     return event
 
 
-class _Search:
-    """The groups of beams of a batch; pictures that are finished may leave it."""
-
-    def __init__(self, batch: int, prompt: Tensor, options: BeamOptions, end_id: int) -> None:
-        self.options, self.end_id, self.prompt = options, end_id, prompt
-        self.per_group = max(1, options.num_beams // options.groups)
-        self.rows = self.per_group * options.groups
-        self.groups = [_Beams(batch, self.per_group, prompt.shape[1], options, end_id,
-                              prompt.device) for _ in range(options.groups)]
-        self.pictures = torch.arange(batch, device=prompt.device)  # those in the batch
-        self.results = self._results()
-
-    def advance(self, logits: Tensor, word: int) -> tuple[Tensor, Tensor]:
-        """Choose word number `word` by logits (B·rows, vocabulary).
-
-        Returns:
-            The new tokens (B, rows), and the row of the batch that each continues.
-        """
-        batch = len(self.pictures)
-        log_probs = logits.log_softmax(-1)
-        if self.options.repetition_penalty != 1.0:
-            said = torch.cat([g.tokens[:, :, :word] for g in self.groups], 1).flatten(0, 1)
-            seen = torch.cat([self.prompt.expand(batch * self.rows, -1), said], 1)
-            log_probs = _penalize_repeats(log_probs, seen, self.options.repetition_penalty)
-        if self.prompt.shape[1] + word < self.options.min_length:
-            log_probs[:, self.end_id] = -torch.inf
-        by_group = log_probs.view(batch, self.options.groups, self.per_group, -1)
-        first_row = torch.arange(batch, device=logits.device)[:, None] * self.rows
-        tokens: list[Tensor] = []
-        parents: list[Tensor] = []
-        for i, group in enumerate(self.groups):
-            token, parent = group.advance(self._unlike(tokens, by_group[:, i]), word)
-            tokens.append(token)
-            parents.append(first_row + i * self.per_group + parent)
-        return torch.cat(tokens, 1), torch.cat(parents, 1)
-
-    def _unlike(self, taken: list[Tensor], scores: Tensor) -> Tensor:
-        """Make tokens (B, K) of earlier groups less likely in the scores (B, K, V) of this one."""
-        if not taken or not self.options.diversity:
-            return scores
-        tokens = torch.cat(taken, 1)[:, None].expand(-1, scores.shape[1], -1)
-        return scores.scatter_add(2, tokens, torch.full_like(
-            tokens, -self.options.diversity, dtype=scores.dtype))
-
-    def flags(self) -> Tensor:
-        """Which pictures of the batch (B,) are not finished."""
-        return torch.stack([g.open[:, 0] for g in self.groups]).any(0)
-
-    def keep(self, pictures: Tensor) -> None:
-        """Let all other pictures leave."""
-        self._put()
-        self.pictures = self.pictures[pictures]
-        for group in self.groups:
-            group.keep(pictures)
-
-    def best(self) -> tuple[Tensor, Tensor]:
-        """The captions (B, num_return, words) of all pictures, and their scores."""
-        self._put()
-        return self.results
-
-    def _put(self) -> None:
-        for kept, now in zip(self.results, self._results(), strict=True):
-            kept[self.pictures] = now
-
-    def _results(self) -> tuple[Tensor, Tensor]:
-        if len(self.groups) > 1:
-            return (torch.stack([g.done_tokens[:, 0] for g in self.groups], 1),
-                    torch.stack([g.done_scores[:, 0] for g in self.groups], 1))
-        group, count = self.groups[0], self.options.num_return
-        return group.done_tokens[:, :count].clone(), group.done_scores[:, :count].clone()
-
-
-def _until(ids: list[int], end_id: int) -> list[int]:
-    return ids[:ids.index(end_id)] if end_id in ids else ids
-
-
-@torch.inference_mode()
-def nucleus_sample(decoder: StepDecoder, image_states: Tensor, options: NucleusOptions,
-                   seeds: list[int]) -> list[list[list[int]]]:
-    """Nucleus sampling (Holtzman et al. 2020): [picture][num_return] token ids after the prompt.
-
-    Args:
-        seeds: one a picture. A caption depends on its picture's seed only, never on the batch.
-    """
-    model, rows = decoder.model, options.num_return
-    batch, device = image_states.shape[0], image_states.device
-    prompt = sent([model.prompt_ids], device)
-    words = options.max_length - prompt.shape[1]
-    if words < 1:
-        return [[[]] * rows for _ in range(batch)]
-    draws = torch.stack([torch.rand(rows, words, generator=torch.Generator().manual_seed(seed))
-                         for seed in seeds]).flatten(0, 1).to(device)  # (B·rows, words)
-    with torch.autocast(device.type, enabled=False):
-        state = decoder.look_at(image_states, options.max_length)
-        logits = decoder(state, prompt.expand(batch, -1)).repeat_interleave(rows, 0)
-        state.widen(rows)
-        ids = _sample(decoder, state, logits, prompt, draws, options)
-    texts = [_until(row, model.end_id) for row in ids.tolist()]
-    return [texts[i:i + rows] for i in range(0, len(texts), rows)]
-
-
-def _sample(decoder: StepDecoder, state: State, logits: Tensor, prompt: Tensor, draws: Tensor,
-            options: NucleusOptions) -> Tensor:
-    """Token ids (B·rows, words) after the prompt, drawn by the uniform numbers `draws`."""
-    end_id, rows, words = decoder.model.end_id, options.num_return, draws.shape[1]
-    said = torch.full(draws.shape, end_id, device=draws.device)
-    here = torch.arange(len(draws), device=draws.device)  # rows whose pictures are in the batch
-    ended = torch.zeros(len(draws), dtype=torch.bool, device=draws.device)
-    watch = Watch(late=draws.is_cuda)
-    for word in range(words):
-        seen = torch.cat([prompt.expand(len(here), -1), said[here, :word]], 1)
-        logits = _penalize_repeats(logits, seen, options.repetition_penalty)
-        if seen.shape[1] < options.min_length:
-            logits[:, end_id] = -torch.inf
-        token = _draw(logits, options.top_p, draws[here, word]).masked_fill(ended, end_id)
-        said[here, word] = token
-        ended = ended | (token == end_id)
-        open_pictures = None if word == words - 1 else watch(~ended.view(-1, rows).all(1))
-        if not open_pictures:
-            break
-        if len(open_pictures) * rows <= LEAVE_AT * len(here):
-            watch = Watch(late=draws.is_cuda)
-            pictures = sent(open_pictures, draws.device)
-            kept = (pictures[:, None] * rows + torch.arange(rows, device=draws.device)).flatten()
-            here, ended, token = here[kept], ended[kept], token[kept]
-            state.select(kept, pictures)
-        logits = decoder(state, token[:, None])
-    return said
-
-
-def _draw(logits: Tensor, top_p: float, draw: Tensor) -> Tensor:
+def _drawn(logits: Tensor, top_p: float, draw: Tensor) -> Tensor:
     """Token (N,) of the nucleus that the uniform number `draw` (N,) falls on."""
     likeliest, tokens = logits.topk(min(TOP_K, logits.shape[-1]))
     probs = likeliest.softmax(-1)

@@ -54,6 +54,11 @@ class FastLinear:
             return F.gelu(out) if self.gelu else out
         return _onednn(x, self.weight, self.bias, "gelu" if self.gelu else "none")
 
+    def write(self, x: Tensor, out: Tensor) -> None:
+        """The same to a contiguous tensor; not through oneDNN."""
+        torch.addmm(self.bias, x.to(self.bias.dtype).flatten(0, -2), self.weight.t(),
+                    out=out.view(-1, self.out_features))
+
 
 @contextlib.contextmanager
 def replaced(forwards: Forwards) -> Iterator[None]:
@@ -69,13 +74,20 @@ def replaced(forwards: Forwards) -> Iterator[None]:
 
 
 def fast_linears(module: nn.Module, dtype: torch.dtype) -> Forwards:
-    """For all linear maps of a module what is faster without gradients; none on a GPU."""
-    return {m: FastLinear(dtype, m, few_rows=False) for m in _linears(module, dtype)}
+    """For all linear maps of a module what is faster without gradients, if anything is.
+
+    On a GPU that is weights in half precision, which autocast would make anew for every batch.
+    """
+    return {m: FastLinear(dtype, m, few_rows=False) for m in module.modules()
+            if isinstance(m, nn.Linear) and (
+                _has_onednn(m.weight.device, dtype)
+                or (m.weight.is_cuda and dtype is not torch.float32))}
 
 
 def trained_linears(module: nn.Module) -> Forwards:
     """For all linear maps of a module in fp32 what is faster with gradients; none on a GPU."""
-    return {m: functools.partial(_trained, m) for m in _linears(module, torch.float32)}
+    return {m: functools.partial(_trained, m) for m in module.modules()
+            if isinstance(m, nn.Linear) and _has_onednn(m.weight.device, torch.float32)}
 
 
 def _trained(linear: nn.Linear, x: Tensor) -> Tensor:
@@ -116,11 +128,6 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") 
     kind = "none" if then == "gelu" else ""
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], kind)
     return out
-
-
-def _linears(module: nn.Module, dtype: torch.dtype) -> list[nn.Linear]:
-    return [m for m in module.modules()
-            if isinstance(m, nn.Linear) and _has_onednn(m.weight.device, dtype)]
 
 
 def _one(parts: list[Tensor]) -> Tensor:

@@ -1,24 +1,66 @@
 """The text decoder one token at a time: what stays the same is computed once and shared by beams.
 
     decoder = StepDecoder(model)
-    state = decoder.look_at(decoder.encode(images), max_length=20)
-    logits = decoder(state, ids)                  # (B, T) → (B, vocabulary)
-    state.widen(3); logits = decoder(state, ids)  # now three rows a picture: (3·B, 1)
+    state = decoder.state(batch, rows=3, max_length=20, patches=577)
+    decoder.look_at(state, decoder.encode(images))
+    logits = decoder(state, prompt, 0)      # (B, 1, T) → (B, vocabulary)
+    logits = decoder(state, ids, T)         # (B, 3, 1) → (B·3, vocabulary)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import BertLMHeadModel
 
+from blip_art.model.beams import CHUNK
 from blip_art.model.captioner import BlipCaptioner
 from blip_art.model.encoder import FastEncoder
+from blip_art.model.kernels import HEAD_WIDTH, MOST_WORDS, fits_picture, load_kernels, serves
 from blip_art.model.linear import FastLinear
+
+# Numbers of 16 bits that a GPU's attention takes at once: it wants masks in multiples of them.
+ALIGNED = 8
+
+
+@dataclass
+class State:
+    """What the captions of B pictures look back on, R rows a picture, in tensors that stay in
+    place.
+
+    The rows of a picture share keys and values, also of the words: when a beam goes on from
+    another, not they are copied but the path that leads through them.
+    """
+
+    cross: Tensor
+    """(layers, 2, B, heads, patches, d): keys and values of the pictures."""
+    past: Tensor
+    """(layers, 2, B, heads, max_length·R, d): of the word at position p in row r, at p·R + r."""
+    paths: Tensor
+    """(B, R, max_length): the row that said the word at each position of a row's caption."""
+
+    @property
+    def rows(self) -> int:
+        """R"""
+        return self.paths.shape[1]
+
+    def follow(self, parents: Tensor, length: int) -> None:
+        """Row r of a picture goes on from row parents[:, r]; so far it has `length` tokens."""
+        old = self.paths[:, :, :length]
+        old.copy_(old.gather(1, parents[..., None].expand(-1, -1, length)))
+
+    def take(self, other: State, pictures: Tensor) -> None:
+        """Hold some pictures of another state."""
+        for mine, theirs in ((self.cross, other.cross), (self.past, other.past)):
+            for layer, layers in zip(mine, theirs, strict=True):
+                layer.copy_(layers.index_select(1, pictures))
+        torch.index_select(other.paths, 0, pictures, out=self.paths)
 
 
 class StepDecoder:
@@ -33,6 +75,7 @@ class StepDecoder:
         decoder: BertLMHeadModel = model.text_decoder
         self.model = model
         self.dtype = dtype or decoder.dtype
+        self.device = decoder.device
         self.heads: int = decoder.config.num_attention_heads
         self.encode = FastEncoder(model, self.dtype)
         self.embeddings = decoder.bert.embeddings
@@ -40,75 +83,121 @@ class StepDecoder:
         head = decoder.cls.predictions
         # A score in bf16 has three digits: rounding it was two thirds of what bf16 changed.
         head_dtype = torch.float32 if self.dtype is torch.bfloat16 else self.dtype
+        plain = decoder.dtype is torch.float32 and serves(head.transform.LayerNorm)
+        self.kernels = load_kernels(self.device, self.dtype) if plain else None
         self.transform = FastLinear(head_dtype, head.transform.dense, gelu=True)
         self.head_norm = head.transform.LayerNorm
-        self.words = FastLinear(head_dtype, head.decoder)
+        words = head.decoder if self.device.type == "cpu" else _padded(head.decoder)
+        self.words = FastLinear(head_dtype, words)
+        self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+        self.kept: dict[Any, Any] = {}
+        """Batches whose tensors and recorded steps serve again, see decode.py. They hold this
+        object in turn: clear it where their memory is needed."""
 
-    def look_at(self, image_states: Tensor, max_length: int) -> State:
-        """What the decoder reads of pictures (B, patches, width), for at most max_length tokens."""
-        batch, patches, _ = image_states.shape
-        image_states = image_states.to(self.dtype)
-        width = self.layers[0].cross_states.out_features // (2 * self.heads)
-        cross = image_states.new_empty(
-            len(self.layers), 2, batch, self.heads, patches, width)
-        for layer, out in zip(self.layers, cross, strict=True):
-            out.copy_(self._split(layer.cross_states(image_states), 2))
-        past = image_states.new_empty(
-            len(self.layers), 2, batch, self.heads, max_length, width)
-        return State(cross, past)
+    def state(self, batch: int, rows: int, max_length: int, patches: int) -> State:
+        """Room for so many pictures, rows a picture and tokens a row."""
+        layers, heads = len(self.layers), self.heads
+        width = self.layers[0].cross_states.out_features // (2 * heads)
 
-    def __call__(self, state: State, ids: Tensor) -> Tensor:
-        """Say (N, T) more tokens; returns the logits (N, vocabulary) of what follows, in fp32."""
-        start, end = state.length, state.length + ids.shape[1]
-        state.length = end
-        x = self._embed(ids, start)
+        def room(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=self.dtype, device=self.device)
+        if self.device.type == "cuda":  # as the product of all heads lays them down
+            cross = room(layers, batch, patches, 2, heads, width).permute(0, 3, 1, 4, 2, 5)
+        else:
+            cross = room(layers, 2, batch, heads, patches, width)
+        # Zeros: what is masked is multiplied all the same.
+        past = room(layers, 2, batch, heads, max_length * rows, width).zero_()
+        paths = torch.zeros(batch, rows, max_length, dtype=torch.long, device=self.device)
+        return State(cross, past, paths)
+
+    def look_at(self, state: State, image_states: Tensor) -> None:
+        """Compute what the decoder reads of pictures (B, patches, width)."""
+        for layer, out in zip(self.layers, state.cross, strict=True):
+            if image_states.is_cuda:
+                laid_down = out.permute(1, 3, 0, 2, 4)  # (B, patches, 2, heads, d)
+                layer.cross_states.write(image_states, laid_down.flatten(2))
+            else:
+                out.copy_(self._split(layer.cross_states(image_states), 2))
+
+    def __call__(self, state: State, ids: Tensor, start: int) -> Tensor:
+        """Say more tokens, from position `start` on.
+
+        Args:
+            ids: (B, 1, T), which all rows of a picture will share, or (B, R, 1).
+
+        Returns:
+            Logits (B, vocabulary) or (B·R, vocabulary) of what follows; on a GPU with some more
+            tokens that no one says.
+        """
+        rows, count = ids.shape[1:]
+        state.paths[:, :, start:start + count] = torch.arange(rows, device=ids.device)[:, None]
+        look_back = self._by_path if self._has_paths(state, ids, start) else self._by_mask(
+            state, ids, start)
+        x = y = self._embed(ids, start)  # y: the same in half precision, if kernels made it
         for layer, past, cross in zip(self.layers, state.past, state.cross, strict=True):
-            query, *new = self._split(layer.self_qkv(x), 3)  # (N, heads, T, d) each
-            past[:, :, :, start:end] = torch.stack(new)
-            out = F.scaled_dot_product_attention(query, past[0, :, :, :end], past[1, :, :, :end],
-                                                 is_causal=start == 0 and end > 1)
-            x = layer.self_norm(layer.self_out(out.transpose(1, 2).flatten(2)) + x)
-            # The rows of a picture stand in the length of its query: they share keys and values.
-            query, = self._split(layer.cross_query(x).view(cross.shape[1], -1, x.shape[-1]), 1)
-            out = _attention(query, *cross)  # (B, heads, rows·T, d)
-            out = out.transpose(1, 2).reshape(x.shape)
-            x = layer.cross_norm(layer.cross_out(out) + x)
-            x = layer.norm(layer.down(layer.up(x)) + x)
-        last = self.transform(x[:, -1]).to(x.dtype)
-        return self.words(self.head_norm(last)).float()
+            out = look_back(layer.self_qkv(y), past, state.paths, start)
+            x, y = self._add_norm(x, layer.self_out(out), layer.self_norm)
+            out = self._look_at_picture(layer.cross_query(y), cross)
+            x, y = self._add_norm(x, layer.cross_out(out), layer.cross_norm)
+            x, y = self._add_norm(x, layer.down(layer.up(y)), layer.norm)
+        last = x.unflatten(1, (rows, count))[:, :, -1].flatten(0, 1)
+        return self.words(self.head_norm(self.transform(last).to(x.dtype)))
+
+    def _add_norm(self, x: Tensor, added: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        if self.kernels:
+            return self.kernels.add_norm(x, added, norm, keep_sum=False)
+        x = norm(added + x)
+        return x, x
+
+    def _look_at_picture(self, query: Tensor, cross: Tensor) -> Tensor:
+        """(B, rows·T, width) → (B, rows·T, width)"""
+        if self.kernels and fits_picture(query.shape[1], cross):
+            return self.kernels.attend_picture(query, cross)
+        return _merge(_attention(self._split(query, 1)[0], *cross))
+
+    def _has_paths(self, state: State, ids: Tensor, start: int) -> bool:
+        """Whether a kernel goes along the paths."""
+        return bool(self.kernels and ids.shape[1:] == (state.rows, 1) and start < MOST_WORDS
+                    and state.past.shape[-1] == HEAD_WIDTH)
+
+    def _by_path(self, qkv: Tensor, past: Tensor, paths: Tensor, start: int) -> Tensor:
+        assert self.kernels
+        return self.kernels.attend_path(qkv, past, paths, start)
+
+    def _by_mask(self, state: State, ids: Tensor, start: int) -> Callable[..., Tensor]:
+        """Self-attention (B, rows·T, 3·width) → (B, rows·T, width) to all that was said, of which a
+        mask hides what is not on the row's path."""
+        rows, count = ids.shape[1:]
+        end, step = (start + count) * state.rows, 1 if rows > 1 else state.rows
+        new, seen = slice(start * state.rows, end, step), slice(0, end, step)
+        mask = self._mask(state.paths[:, :, :start + 1]) if rows > 1 else None
+
+        def look_back(qkv: Tensor, past: Tensor, paths: Tensor, start: int) -> Tensor:
+            said = self._split(qkv, 3)  # (3, B, heads, rows·T, d)
+            past[:, :, :, new] = said[1:]
+            return _merge(_attention(said[0], past[0, :, :, seen], past[1, :, :, seen], mask,
+                                     causal=count > 1))
+        return look_back
 
     def _embed(self, ids: Tensor, start: int) -> Tensor:
+        """(B, rows, T) → (B, rows·T, width)"""
         words, positions = self.embeddings.word_embeddings, self.embeddings.position_embeddings
-        places = positions.weight[start:start + ids.shape[1]]
-        return self.embeddings.LayerNorm(words(ids) + places)
+        places = positions.weight[start:start + ids.shape[2]]
+        out: Tensor = self.embeddings.LayerNorm((words(ids) + places).flatten(1, 2))
+        return out
+
+    def _mask(self, paths: Tensor) -> Tensor:
+        """(B, R, L) → (B, 1, R, L·R): 0 for words on a row's path, else minus infinity."""
+        batch, rows, length = paths.shape
+        on_path = paths[..., None] == torch.arange(rows, device=paths.device)
+        room = -(-length * rows // ALIGNED) * ALIGNED
+        mask = torch.full((batch, 1, rows, room), -torch.inf, dtype=self.dtype,
+                          device=paths.device)[..., :length * rows]
+        return mask.masked_fill_(on_path.flatten(2)[:, None], 0)
 
     def _split(self, x: Tensor, parts: int) -> Tensor:
-        """(N, L, parts·heads·d) → (parts, N, heads, L, d)"""
+        """(B, L, parts·heads·d) → (parts, B, heads, L, d)"""
         return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
-
-
-@dataclass
-class State:
-    """Where the captions of some pictures stand."""
-
-    cross: Tensor
-    """(layers, 2, B, heads, patches, d): keys and values of the pictures."""
-    past: Tensor
-    """(layers, 2, N, heads, max_length, d): of the tokens said; N is B times the rows a picture."""
-    length: int = 0
-
-    def widen(self, rows: int) -> None:
-        """Go on with several rows a picture, all alike so far."""
-        self.past = self.past.repeat_interleave(rows, 2)
-
-    def select(self, rows: Tensor, pictures: Tensor | None = None) -> None:
-        """Row i goes on from rows[i]; of the pictures only some stay, if they are given."""
-        if pictures is None:
-            # Only what has been said: the rest of the cache holds nothing yet.
-            self.past[..., :self.length, :] = self.past[..., :self.length, :].index_select(2, rows)
-        else:
-            self.past = self.past.index_select(2, rows)
-            self.cross = self.cross.index_select(2, pictures)
 
 
 class _Layer:
@@ -128,9 +217,32 @@ class _Layer:
         self.norm = layer.output.LayerNorm
 
 
-def _attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Of few queries to many keys, for which the CPU's fused kernel is the slower way."""
-    if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, keys, values)
+def _padded(linear: nn.Linear) -> nn.Linear:
+    """With whole chunks of outputs, the added ones minus infinity: for `likeliest`, and because a
+    GPU multiplies odd sizes at half its speed."""
+    added = -linear.out_features % CHUNK
+    out = nn.Linear(1, 1)
+    out.weight = nn.Parameter(F.pad(linear.weight.detach(), (0, 0, 0, added)))
+    out.bias = nn.Parameter(F.pad(linear.bias.detach(), (0, added), value=-torch.inf))
+    return out
+
+
+def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None,
+               causal: bool = False) -> Tensor:
+    """Of few queries to many keys, for which the CPU's fused kernel is the slower way.
+
+    On a GPU not by cuDNN: of one query in half precision it made something else each time.
+    """
+    if query.device.type != "cpu" or causal:
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
+                          SDPBackend.MATH]):
+            return F.scaled_dot_product_attention(query, keys, values, mask, is_causal=causal)
     weights = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    if mask is not None:
+        weights = weights + mask
     return weights.float().softmax(-1).to(query.dtype) @ values
+
+
+def _merge(x: Tensor) -> Tensor:
+    """(B, heads, L, d) → (B, L, heads·d)"""
+    return x.transpose(1, 2).flatten(2)

@@ -35,7 +35,7 @@ from blip_art.distributed import (
 from blip_art.errors import EXIT_INTERRUPTED, UserError, exit_cleanly
 from blip_art.files import RunDir
 from blip_art.model.captioner import BlipCaptioner, build_captioner
-from blip_art.model.linear import Forwards, replaced, trained_linears
+from blip_art.model.linear import Forwards, replaced
 from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.model.weights import load_weights, save_weights
 from blip_art.predict import caption_split, check_lengths
@@ -43,6 +43,7 @@ from blip_art.readable import freeze_references, readable_pairs
 from blip_art.retention import prune_weights
 from blip_art.train.batches import EpochBatches
 from blip_art.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from blip_art.train.faster import COMPILED_LENGTH, faster_steps
 from blip_art.train.optim import Stepper, autocast, learning_rate
 from blip_art.train.setup import alone_in, open_run, write_epoch, write_state
 
@@ -51,7 +52,6 @@ GO_ON, SAVE, LEAVE = range(3)
 # GradScaler needs a few refused steps to find its scale; this many mean that training is lost.
 # How many there were is on the device, which is only asked once in a while.
 REFUSED_LIMIT, ASK_EVERY = 50, 10
-COMPILED_LENGTH = 8
 # Showing the loss waits for the GPU.
 SHOW_S = 2.0
 
@@ -170,8 +170,7 @@ def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionToke
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers,
                         persistent_workers=workers > 0, **worker_options(workers, STOP_SIGNALS),
                         pin_memory=world.device.type == "cuda")
-    faster = compiled(model, config.train.compile) if config.train.compile else (
-        trained_linears(model) if stepper.dtype is None else {})
+    faster = faster_steps(model, config.train.compile, stepper.dtype, config.train.accumulate)
     training = Training(config, run, world, stop, tokenizer, batches, loader, model, ddp, stepper,
                         ema, faster)
 
@@ -220,6 +219,8 @@ def train_epoch(t: Training, progress: Progress) -> None:
             images, ids, counted = (x.to(world.device, non_blocking=True) for x in (
                 images, ids, t.model.counted(ids)))
             images = to_input(images)
+            if settings.compile:
+                torch.compiler.cudagraph_mark_step_begin()
             with nullcontext() if moves or world.size == 1 else t.ddp.no_sync():
                 with autocast(t.stepper.dtype, world.device):
                     loss = t.ddp(images, ids, counted)
@@ -246,20 +247,6 @@ def train_epoch(t: Training, progress: Progress) -> None:
                 raise Interrupted
     bring_forward(progress, before, steps, losses, started, t)
     t.save(progress)
-
-
-def compiled(model: BlipCaptioner, backend: str) -> Forwards:
-    """Encoder and decoder as torch.compile makes them, for the steps alone: captions are another
-    kind of work, and a compiled module would be compiled anew for it.
-
-    Raises:
-        UserError: torch has no such backend.
-    """
-    known = torch.compiler.list_backends()
-    if backend not in known and backend not in ("eager", "aot_eager"):
-        raise UserError(f"train.compile: no backend '{backend}'; this torch has {', '.join(known)}")
-    halves: tuple[Any, ...] = (model.visual_encoder, model.text_decoder.bert.encoder)
-    return {half: torch.compile(half.forward, backend=backend, dynamic=False) for half in halves}
 
 
 def dropout_seed(seed: int, epoch: int, step: int, rank: int) -> int:

@@ -1,0 +1,51 @@
+"""What a training step is computed with instead of the model's own modules.
+
+    with replaced(faster_steps(model, config.train.compile, dtype)): model(images, ids).backward()
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+import torch
+
+from blip_art.errors import UserError
+from blip_art.model.captioner import BlipCaptioner
+from blip_art.model.linear import Forwards, trained_linears
+
+# Texts are padded to multiples of it, so that few lengths are compiled.
+COMPILED_LENGTH = 8
+
+
+def faster_steps(model: BlipCaptioner, backend: str, dtype: torch.dtype | None,
+                 accumulate: int = 1) -> Forwards:
+    """Encoder and decoder as torch.compile makes them, for the steps alone: captions are another
+    kind of work, and a compiled module would be compiled anew for it. Without a backend, linear
+    maps through oneDNN where there is one and `dtype`, autocast's, is None.
+
+    On a GPU the steps are CUDA graphs: asking for their thousands of operations one by one takes
+    the host longer than they take an H100. Not where gradients are accumulated, for a graph writes
+    them to the same place each time.
+
+    Raises:
+        UserError: torch has no such backend, it lacks a compiler, or cannot accumulate.
+    """
+    if not backend:
+        return trained_linears(model) if dtype is None else {}
+    known = torch.compiler.list_backends()
+    if backend not in known and backend not in ("eager", "aot_eager"):
+        raise UserError(f"train.compile: no backend '{backend}'; this torch has {', '.join(known)}")
+    if backend == "inductor" and not any(
+            map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
+        raise UserError("train.compile=inductor needs a C compiler, and there is none here (nor in "
+                        "the image); train.compile=cudagraphs needs none")
+    if backend == "cudagraphs" and accumulate > 1:
+        raise UserError("train.compile=cudagraphs cannot accumulate gradients; set "
+                        "train.accumulate=1, or leave out train.compile")
+    graphs = backend == "inductor" and accumulate == 1 and next(model.parameters()).is_cuda
+    options: Any = {"triton.cudagraphs": True} if graphs else None
+    halves: tuple[Any, ...] = (model.visual_encoder, model.text_decoder.bert.encoder)
+    return {half: torch.compile(half.forward, backend=backend, dynamic=False, options=options)
+            for half in halves}

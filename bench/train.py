@@ -37,6 +37,9 @@ def main() -> None:
     # The original computes in fp32 only.
     original = options.original and options.dtype == "fp32"
     command = side_by_side.commands(options.python if original else "")
+    ours, ways = command.pop("blip_art"), ["", *options.compile]
+    # A process for each, so that the memory of one is not told of another.
+    command = {**{f"blip_art {way}": ours for way in ways}, **command}
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         spec = {**make_weights(Path(name)), "device": options.device, "dtype": options.dtype,
@@ -45,11 +48,9 @@ def main() -> None:
         tokenizer = CaptionTokenizer(spec["tokenizer"])
         with peers(command, spec) as asked:
             for batch in options.batch:
-                ways = ["", *options.compile]
-                requests = {f"blip_art {way}": ("blip_art", {
-                    "do": "train", "batch": batch, "compile": way}) for way in ways}
-                requests.update({peer: (peer, {"do": "train", "batch": batch})
-                                 for peer in asked if peer != "blip_art"})
+                requests = {peer: (peer, {"do": "train", "batch": batch}) for peer in asked}
+                for way in ways:
+                    requests[f"blip_art {way}"][1]["compile"] = way
                 answers = in_turn(asked, requests, options.rounds)
                 flops = _flops(batch, spec["texts"][:batch], tokenizer)
                 rows += [_row(batch, way, answers, flops, options) for way in ways]

@@ -111,15 +111,15 @@ class TrainConfig:
     clip_norm: float = 0.0
     """Largest gradient norm; 0 does not clip."""
     amp: str = "auto"
-    """auto (bf16 where the hardware has it, fp16 on older GPUs and for captions, off on CPU), off,
-    fp16, bf16."""
+    """auto (bf16 where the hardware has it, fp16 on older GPUs, off on CPU; captions in fp16 on any
+    GPU), off, fp16, bf16."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     compile: str = ""
     """Backend of torch.compile for encoder and decoder; '' compiles nothing. 'cudagraphs' spares
-    the host most of its work for the GPU, after some 12 s; 'inductor' also makes few operations of
-    many, after a minute, and needs a C compiler. Texts are padded to multiples of 8, so that few
-    lengths are compiled."""
+    the host most of its work for one GPU, after some 12 s; not with train.accumulate, nor yet with
+    several GPUs. 'inductor' also makes few operations of many, after a minute, and needs a C
+    compiler. Texts are padded to multiples of 8, so that few lengths are compiled."""
     ema_decay: float = 0.0
     """Decay of an exponential moving average of the weights, which then is what is evaluated."""
     save_every_min: float = 10.0
@@ -246,9 +246,16 @@ def _flat(values: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-5 as text; this reads it as a number, as everybody expects."""
+    """YAML 1.1 reads 1e-5 as text and off as a boolean; this takes them for a number and a text, as
+    everybody expects."""
 
 
+# Copied, for the lists are those of all loaders.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:bool"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
@@ -311,6 +318,9 @@ def _nearest(prefix: str, key: str) -> str:
     return f"did you mean '{close[0]}'?" if close else f"valid keys: {', '.join(valid)}"
 
 
+_SWITCHES = {"on": True, "yes": True, "off": False, "no": False}
+
+
 def _typed(hint: Any, value: Any, where: str) -> Any:
     """`value` as the type of the field, or a UserError that names both."""
     if get_origin(hint) is tuple:
@@ -320,6 +330,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if hint is str and value is None:
         return ""
+    if hint is bool and isinstance(value, str) and value in _SWITCHES:
+        return _SWITCHES[value]
     if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
@@ -381,6 +393,8 @@ def _check(config: Config, where: str) -> None:
     one_of("data.bad_pictures", data.bad_pictures, ("fail", "skip"))
     one_of("train.schedule", train.schedule, ("epoch", "step"))
     one_of("train.amp", train.amp, ("auto", "off", "fp16", "bf16"))
+    need(train.compile != "cudagraphs" or train.accumulate == 1, "train.accumulate",
+         "1 where train.compile is 'cudagraphs'")
     one_of("train.keep", train.keep, ("best_last", "all"))
     one_of("generate.method", generate.method, ("beam", "nucleus", "diverse"))
     one_of("score.best", config.score.best, BEST_RULES)

@@ -8,9 +8,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from blip_art.manifest import update_manifest
 from blip_art.merge import merge_captions
 from blip_art.model.beams import BeamOptions
 from blip_art.model.captioner import BlipCaptioner, build_captioner
-from blip_art.model.decode import NucleusOptions, beam_search, nucleus_sample
+from blip_art.model.decode import NotFinite, NucleusOptions, beam_search, nucleus_sample
 from blip_art.model.step import StepDecoder
 from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.model.weights import load_weights
@@ -39,6 +40,8 @@ from blip_art.readable import freeze_references, readable_pairs
 from blip_art.train.optim import autocast, caption_dtype
 
 Batch = tuple[Tensor, Tensor]
+# What a rank wants after a batch; all do what the most urgent one wants.
+GO_ON, OTHER_TYPE, STOP = range(3)
 
 
 def encoded_ahead(decoder: StepDecoder, batches: Iterator[Batch],
@@ -47,7 +50,7 @@ def encoded_ahead(decoder: StepDecoder, batches: Iterator[Batch],
 
     On a GPU the encoder has a stream of its own, to fill what the decoder's small steps leave idle.
     """
-    side = torch.cuda.Stream(device) if device.type == "cuda" else None
+    side = _side_stream(device) if device.type == "cuda" else None
     if side:
         side.wait_stream(torch.cuda.current_stream(device))  # for the weights
 
@@ -66,6 +69,13 @@ def encoded_ahead(decoder: StepDecoder, batches: Iterator[Batch],
             ahead[1].record_stream(here)
         now, ahead = ahead, encode(next(batches, None))
         yield now
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all: torch has 32, and lends them anew after that, also the one that recorded steps
+    have the workspace of."""
+    return torch.cuda.Stream(device)
 
 
 def caption_states(decoder: StepDecoder, tokenizer: CaptionTokenizer, states: Tensor,
@@ -91,18 +101,37 @@ def picture_seed(seed: int, epoch: int, position: int) -> int:
     return ((seed * 1_000_003 + epoch) * 1_000_003 + position) % 2**63
 
 
-@torch.inference_mode()
 def caption_pictures(model: BlipCaptioner, tokenizer: CaptionTokenizer, pictures: list[Picture],
                      config: Config, epoch: int, world: World, stop: Stop,
                      title: str) -> list[dict[str, Any]]:
     """Caption all pictures, shared among the ranks; every rank returns the whole list in order.
 
+    In half precision weights may be too large; then it is done once more in fp32.
+
     Raises:
         Interrupted: a signal came; all ranks raise it together.
-        UserError: the weights do not fit the type that captions are computed in.
+        UserError: the weights are damaged.
     """
     model.eval()
-    options, dtype = config.generate, caption_dtype(config.train.amp, world.device)
+    dtype = caption_dtype(config.train.amp, world.device)
+    work = (model, tokenizer, pictures, config, epoch, world, stop, title)
+    found = _found(*work, dtype)
+    if found is None and dtype:
+        if world.is_main:
+            print(f"{title}: the weights are too large for {str(dtype).removeprefix('torch.')}; "
+                  "once more in float32", flush=True)
+        found = _found(*work, None)
+    if found is None:
+        raise UserError("scores of words are no numbers: the weights are damaged")
+    return [_row(pictures[position], found[position]) for position in range(len(pictures))]
+
+
+@torch.inference_mode()
+def _found(model: BlipCaptioner, tokenizer: CaptionTokenizer, pictures: list[Picture],
+           config: Config, epoch: int, world: World, stop: Stop, title: str,
+           dtype: torch.dtype | None) -> dict[int, list[str]] | None:
+    """Candidates of all pictures by position; None: the weights do not fit `dtype`."""
+    options = config.generate
     mine = list(range(world.rank, len(pictures), world.size))
     dataset = PictureDataset([pictures[i].image for i in mine], config.data.images,
                              config.model.image_size)
@@ -112,32 +141,30 @@ def caption_pictures(model: BlipCaptioner, tokenizer: CaptionTokenizer, pictures
                         pin_memory=world.device.type == "cuda")
     # Ranks vote after every batch, so all of them count as many batches as the first has.
     rounds = -(-len(range(0, len(pictures), world.size)) // options.batch_size)
-    rows: list[tuple[int, list[str]]] = []
+    rows: dict[int, list[str]] = {}
     decoder = StepDecoder(model, dtype)
-    finite = torch.ones((), dtype=torch.bool, device=world.device)
     batches = encoded_ahead(decoder, iter(loader), world.device)
     # One block for all batches: inside it weights are cast once.
-    with autocast(dtype, world.device), tqdm(
+    with closing(decoder), autocast(dtype, world.device), tqdm(
             total=len(pictures), desc=title, unit="picture", leave=False,
             disable=None if world.is_main else True) as bar:
         for _ in range(rounds):
-            batch = next(batches, None)
+            batch, fits = next(batches, None), True
             if batch is not None:
                 positions = [mine[i] for i in batch[0].tolist()]
-                finite &= batch[1].isfinite().all()
-                texts = caption_states(
-                    decoder, tokenizer, batch[1], options,
-                    [picture_seed(config.seed, epoch, position) for position in positions])
-                rows += zip(positions, texts, strict=True)
+                seeds = [picture_seed(config.seed, epoch, position) for position in positions]
+                try:
+                    texts = caption_states(decoder, tokenizer, batch[1], options, seeds)
+                    rows.update(zip(positions, texts, strict=True))
+                except NotFinite:
+                    fits = False
                 bar.update(min(len(positions) * world.size, len(pictures) - bar.n))
-            if world.most(int(bool(stop))):
+            wanted = world.most(STOP if stop else GO_ON if fits else OTHER_TYPE)
+            if wanted == STOP:
                 raise Interrupted
-    decoder.kept.clear()
-    if world.most(int(not finite)):
-        raise UserError("what the encoder makes of some pictures is not finite: the weights are "
-                        "damaged, or too large for fp16; train.amp=bf16 or off helps the latter")
-    gathered = dict(row for part in world.gather(rows) for row in part)
-    return [_row(pictures[position], gathered[position]) for position in range(len(pictures))]
+            if wanted == OTHER_TYPE:
+                return None
+    return {position: texts for part in world.gather(rows) for position, texts in part.items()}
 
 
 def _row(picture: Picture, candidates: list[str]) -> dict[str, Any]:

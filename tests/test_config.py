@@ -45,13 +45,21 @@ def test_differences_name_the_keys():
     assert differences(old, new, skip=["name"]) == ["seed: 1 → 2"]
 
 
+def test_off_is_a_text_and_on_a_switch(tmp_path):
+    (tmp_path / "c.yaml").write_text("train: {amp: off, grad_checkpointing: on}")
+    train = load_config(tmp_path / "c.yaml").train
+    assert (train.amp, train.grad_checkpointing) == ("off", True)
+    train = load_config(tmp_path / "c.yaml", ["train.amp=off", "train.grad_checkpointing=no"]).train
+    assert (train.amp, train.grad_checkpointing) == ("off", False)
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("train: {batch_size: -1}", "train.batch_size must be greater than 0, not -1"),
     ("train: {batch_size: many}", "train.batch_size must be a whole number, not 'many'"),
     ("train: {batchsize: 4}", "unknown key 'train.batchsize'; did you mean 'train.batch_size'?"),
     ("batch_size: 4", "unknown key 'batch_size'; did you mean 'train.batch_size'?"),
     ("init_lr: 1e-4", "unknown key 'init_lr'; here it is called 'train.lr'"),
-    ("train: {epochs: yes}", "train.epochs must be a whole number, not True"),
+    ("train: {epochs: true}", "train.epochs must be a whole number, not True"),
     ("train: 3", "'train' must be a section of keys, not 3"),
     ("train: [unclosed", "line 1: not valid YAML"),
     ("- a list", "must hold 'key: value' lines, not list"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import shutil
 import subprocess
 from importlib import resources
 from pathlib import Path
@@ -16,7 +17,7 @@ from blip_art.config import ModelConfig
 from blip_art.model import kernels
 from blip_art.model.captioner import BlipCaptioner
 from blip_art.model.kernels import Kernels, as_torch, compile_cuda
-from blip_art.model.step import State, StepDecoder
+from blip_art.model.step import StepDecoder
 
 CPU = torch.device("cpu")
 # Instructions of a GPU that have no C.
@@ -38,7 +39,8 @@ def test_kernels_compile_for_every_gpu(gpu, bf16):
         assert name.encode() in compile_cuda(gpu, HALF_IS_BF16=bf16, **sizes)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[pytest.param("", marks=pytest.mark.skipif(
+    not shutil.which("g++"), reason="no g++ here"))])
 def on_cpu(tmp_path_factory):
     """Kernels that run on the CPU, a thread each."""
     folder = tmp_path_factory.mktemp("kernels")
@@ -94,13 +96,8 @@ class OnGpu(StepDecoder):
 
     def __init__(self, model, dtype):
         super().__init__(model, dtype)
+        self.lays_down = True
         self.kernels = self.encode._kernels = Kernels(dtype)
-
-    def state(self, *sizes):
-        state = super().state(*sizes)
-        layers, _, batch, heads, patches, width = state.cross.shape
-        cross = state.cross.new_empty(layers, batch, patches, 2, heads, width)
-        return State(cross.permute(0, 3, 1, 4, 2, 5), state.past, state.paths)
 
 
 @torch.inference_mode()

@@ -17,8 +17,8 @@ from blip_art.model.captioner import BlipCaptioner, build_captioner
 from blip_art.model.decode import NucleusOptions, beam_search, nucleus_sample
 from blip_art.model.encoder import Patches
 from blip_art.model.hf import save_hf, to_hf
-from blip_art.model.linear import replaced, trained_linears
-from blip_art.model.step import StepDecoder
+from blip_art.model.linear import FastLinear, replaced, trained_linears
+from blip_art.model.step import StepDecoder, padded
 from blip_art.model.tokenizer import CaptionTokenizer, train_vocabulary
 from blip_art.model.weights import load_weights
 
@@ -197,6 +197,27 @@ def test_captions_do_not_depend_on_what_shares_the_batch(model, options, fixed):
     assert len({len(captions[0]) for captions in together}) > 2
     words = options.max_length - len(model.prompt_ids)
     assert seen < 40 + 40 * options.num_beams * (words - 2)
+
+
+@pytest.mark.parametrize("options", [
+    BeamOptions(num_beams=1), BeamOptions(num_beams=4, groups=2, num_return=2, diversity=0.5),
+    BeamOptions(num_beams=3, num_return=3, repetition_penalty=1.2)],
+    ids=["greedy", "groups", "top 3"])
+def test_the_layout_of_a_gpu_changes_no_caption(model, options):
+    """Keys and values as the product lays them, a vocabulary of whole chunks, batches of halves."""
+    images = torch.randn(40, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    plain, laid = Ending(model), Ending(model)
+    laid.lays_down = True
+    for layer in laid.layers:  # `write` is torch's own product: weights as torch has them
+        own = model.text_decoder.bert.encoder.layer[laid.layers.index(layer)].crossattention.self
+        layer.cross_states.weight = torch.cat([own.key.weight, own.value.weight]).detach()
+    laid.words = FastLinear(torch.float32, padded(model.text_decoder.cls.predictions.decoder))
+    states = model.encode(images)
+    captions, scores = beam_search(plain, states, options)
+    for _ in range(2):
+        same, near = beam_search(laid, states, options, fixed=True)
+        assert same == captions
+        assert torch.allclose(near, scores, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from blip_art.config import load_config
 from blip_art.errors import UserError
@@ -54,6 +55,39 @@ def test_captions_do_not_depend_on_the_batch(tmp_path):
                      f"generate.batch_size={batch}"]) == 0
         files.append(run.predictions("val", 0).read_text())
     assert files[0] == files[1]
+
+
+def weights_times(factor: float, path: Path, layer: str) -> None:
+    weights = load_file("weights.safetensors")
+    weights[layer] *= factor
+    save_file(weights, path)
+
+
+LARGE = "text_decoder.bert.encoder.layer.0.intermediate.dense.weight"
+
+
+@pytest.mark.parametrize("method", ["beam", "nucleus"])
+def test_weights_too_large_for_fp16_are_captioned_in_fp32(tmp_path, capsys, method):
+    weights_times(1e7, tmp_path / "large.safetensors", LARGE)
+    found = []
+    for amp in ("off", "fp16"):
+        run = RunDir(tmp_path / amp)
+        assert main(["--run", str(run.path), "--config", "config.yaml", "--weights",
+                     str(tmp_path / "large.safetensors"), f"train.amp={amp}",
+                     f"generate.method={method}"]) == 0
+        found.append(run.predictions("val", 0).read_text())
+        told = "too large for float16; once more in float32" in capsys.readouterr().out
+        assert told == (amp == "fp16")
+    assert found[0] == found[1]
+
+
+def test_damaged_weights_make_no_captions(tmp_path):
+    weights_times(float("nan"), tmp_path / "bad.safetensors", LARGE)
+    run = RunDir(tmp_path / "run")
+    with pytest.raises(UserError, match="no numbers: the weights are damaged"):
+        main(["--run", str(run.path), "--config", "config.yaml", "--weights",
+              str(tmp_path / "bad.safetensors")])
+    assert not run.predictions("val", 0).exists()
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -179,14 +179,22 @@ def test_compiled_steps_learn_as_others_do(config, tmp_path):
         main([str(config), "--run", str(tmp_path / "typo"), "train.compile=indutcor"])
 
 
+def test_two_ranks_compile_too(config, tmp_path):
+    run = RunDir(tmp_path / "run")
+    code, output = finish(start(config, run.path, "train.epochs=1", "train.compile=aot_eager"))
+    assert code == 0, output
+    assert read_jsonl(run.train_log)[0]["loss"] < 6
+
+
 def test_inductor_without_a_compiler_is_refused(config, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
     with pytest.raises(UserError, match="needs a C compiler.*cudagraphs needs none"):
         main([str(config), "--run", str(tmp_path / "run"), "train.compile=inductor"])
 
 
 def test_cuda_graphs_do_not_accumulate(config, tmp_path):
-    with pytest.raises(UserError, match="cudagraphs cannot accumulate"):
+    with pytest.raises(UserError, match="accumulate must be 1 where train.compile is 'cudagraphs'"):
         main([str(config), "--run", str(tmp_path / "run"), "train.compile=cudagraphs",
               "train.accumulate=2"])
 

@@ -28,6 +28,16 @@ class BeamOptions:
     groups: int = 1
     diversity: float = 0.0
 
+    @property
+    def per_group(self) -> int:
+        """Beams of a group."""
+        return max(1, self.num_beams // self.groups)
+
+    @property
+    def rows(self) -> int:
+        """Beams of a picture."""
+        return self.per_group * self.groups
+
 
 class Group:
     """One group of K beams a picture: the running ones and the K best finished ones.
@@ -109,11 +119,9 @@ class Beams:
 
     def __init__(self, batch: int, prompt: Tensor, options: BeamOptions, end_id: int) -> None:
         self.options, self.end_id, self.prompt = options, end_id, prompt  # (1, T)
-        self.per_group = max(1, options.num_beams // options.groups)
-        self.rows = self.per_group * options.groups
-        self.groups = [Group(batch, self.per_group, prompt.shape[1], options, end_id,
+        self.groups = [Group(batch, options.per_group, prompt.shape[1], options, end_id,
                              prompt.device) for _ in range(options.groups)]
-        self.tokens = torch.empty(batch, self.rows, dtype=torch.long, device=prompt.device)
+        self.tokens = torch.empty(batch, options.rows, dtype=torch.long, device=prompt.device)
         """(B, rows): what was chosen last."""
         self.parents = torch.empty_like(self.tokens)
         """(B, rows): which row of the picture each goes on from."""
@@ -132,10 +140,10 @@ class Beams:
             log_probs = penalize_repeats(log_probs, seen, self.options.repetition_penalty)
         if self.prompt.shape[1] + word < self.options.min_length:
             log_probs[:, self.end_id] = -torch.inf
-        by_group = log_probs.view(len(self.tokens), self.options.groups, self.per_group, -1)
+        by_group = log_probs.view(len(self.tokens), self.options.groups, self.options.per_group, -1)
         for i, group in enumerate(self.groups):
-            first = i * self.per_group
-            rows = slice(first, first + self.per_group)
+            first = i * self.options.per_group
+            rows = slice(first, first + self.options.per_group)
             token, parent = group.advance(
                 self._unlike(self.tokens[:, :first], by_group[:, i]), word)
             self.tokens[:, rows] = token

@@ -23,8 +23,13 @@ TOP_K = 50
 LEAVE_AT = 0.75
 # Where batches have fixed sizes half of one leaves, down to this size.
 SMALLEST = 8
-# Batches kept for those that follow, each with the keys and values of its pictures.
-KEPT = 6
+# Batches kept for those that follow, each with the keys and values of its pictures (24 MB of one in
+# fp16); more than there are sizes of halves.
+KEPT = 12
+
+
+class NotFinite(ArithmeticError):
+    """Scores of words are no numbers: the weights are damaged, or too large for the type."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,17 @@ class _Batch:
         """(B·rows, vocabulary), of what follows the prompt, which is said once a picture."""
         self.decoder.look_at(self.state, self.image_states)
         prompt = self.prompt.expand(self.size, -1)[:, None]
-        return self.decoder(self.state, prompt, 0).repeat_interleave(self.rows, 0)
+        return self._seen(self.decoder(self.state, prompt, 0)).repeat_interleave(self.rows, 0)
 
     def _word_logits(self, tokens: Tensor, word: int) -> Tensor:
         """(B·rows, vocabulary), of word number `word` after tokens (B, rows)."""
-        return self.decoder(self.state, tokens[..., None], self.prompt.shape[1] + word - 1)
+        start = self.prompt.shape[1] + word - 1
+        return self._seen(self.decoder(self.state, tokens[..., None], start))
+
+    def _seen(self, logits: Tensor) -> Tensor:
+        """The same, after a look at whether they are numbers."""
+        self.decoder.finite &= logits.amax(-1).isfinite().all()
+        return logits
 
     def _begin(self) -> None:
         raise NotImplementedError
@@ -90,8 +101,7 @@ class _BeamBatch(_Batch):
 
     def __init__(self, decoder: StepDecoder, size: int, patches: int,
                  options: BeamOptions) -> None:
-        rows = max(1, options.num_beams // options.groups) * options.groups
-        super().__init__(decoder, size, rows, patches, options)
+        super().__init__(decoder, size, options.rows, patches, options)
         self.beams = Beams(size, self.prompt, options, decoder.model.end_id)
 
     def _begin(self) -> None:
@@ -169,6 +179,9 @@ def beam_search(decoder: StepDecoder, image_states: Tensor, options: BeamOptions
     Returns:
         Token ids after the prompt, end token left out: [picture][num_return], best first; with
         groups, the best caption of each group in order. And their scores (B, num_return).
+
+    Raises:
+        NotFinite: the weights do not fit the decoder's type.
     """
     model, batch = decoder.model, image_states.shape[0]
     if options.max_length <= len(model.prompt_ids):
@@ -185,6 +198,9 @@ def nucleus_sample(decoder: StepDecoder, image_states: Tensor, options: NucleusO
 
     Args:
         seeds: one a picture. A caption depends on its picture's seed only, never on the batch.
+
+    Raises:
+        NotFinite: the weights do not fit the decoder's type.
     """
     model, rows = decoder.model, options.num_return
     words = options.max_length - len(model.prompt_ids)
@@ -231,6 +247,9 @@ def _finished(kind: Callable[..., _Batch], decoder: StepDecoder, inputs: tuple[T
                 smaller.take(batch, sent(stay, decoder.device))
                 batch, here, watch = smaller, [here[n] for n in stay], Watch(late=fixed)
             batch.step(word)
+    if not decoder.finite:
+        decoder.finite.fill_(True)
+        raise NotFinite
     return _put(found, here, batch.results())
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import warnings
 from importlib import resources
 from typing import Any
 
@@ -88,11 +89,16 @@ def fits_picture(rows: int, seen: Tensor) -> bool:
 
 @functools.cache
 def load_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
-    """Kernels that were seen to compute what torch computes."""
-    if device.type != "cuda" or dtype is torch.float32 or torch.version.hip:
+    """Kernels that were seen to compute what torch computes; they run on the current device."""
+    if (device.type != "cuda" or device.index not in (None, torch.cuda.current_device())
+            or dtype is torch.float32 or torch.version.hip):
         return None
     kernels = Kernels(dtype)
-    return kernels if as_torch(kernels, device, dtype) else None
+    if as_torch(kernels, device, dtype):
+        return kernels
+    warnings.warn("captions do without the kernels of this package, which fail here; slower",
+                  stacklevel=2)
+    return None
 
 
 def as_torch(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> bool:
@@ -100,14 +106,17 @@ def as_torch(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> bool
     try:
         return all(check(kernels, device, dtype) for check in (
             _adds_and_norms, _attends_path, _attends_picture))
+    except torch.OutOfMemoryError:
+        raise
     # Private parts of torch, a library or a driver may be other than those this was written for.
     except (AttributeError, ImportError, OSError, RuntimeError, TypeError):
         return False
 
 
 def serves(norm: nn.LayerNorm) -> bool:
-    """Whether add_norm takes rows of this width."""
-    return norm.normalized_shape[0] % 128 == 0 and norm.normalized_shape[0] <= 1024
+    """Whether add_norm takes rows of this width and type."""
+    width = norm.normalized_shape[0]
+    return width % 128 == 0 and width <= 1024 and norm.weight.dtype is torch.float32
 
 
 def _adds_and_norms(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> bool:

@@ -1,4 +1,4 @@
-"""Linear maps on the CPU through oneDNN; for inference also several in one, and in one type.
+"""Linear maps: on the CPU through oneDNN; for inference also several in one, and in one type.
 
     both = FastLinear(torch.bfloat16, query, key); x = both(x)
     with replaced(fast_linears(model.visual_encoder, torch.float32)): model.encode(images)
@@ -55,7 +55,8 @@ class FastLinear:
         return _onednn(x, self.weight, self.bias, "gelu" if self.gelu else "none")
 
     def write(self, x: Tensor, out: Tensor) -> None:
-        """The same to a contiguous tensor; not through oneDNN."""
+        """The same to a contiguous tensor, by torch's own product."""
+        assert not self.gelu
         torch.addmm(self.bias, x.to(self.bias.dtype).flatten(0, -2), self.weight.t(),
                     out=out.view(-1, self.out_features))
 

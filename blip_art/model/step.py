@@ -28,6 +28,9 @@ from blip_art.model.linear import FastLinear
 # Numbers of 16 bits that a GPU's attention takes at once: it wants masks in multiples of them.
 ALIGNED = 8
 
+# Of a layer's new words (B, rows·T, 3·width) to those of its past: (B, rows·T, width).
+LookBack = Callable[[Tensor, Tensor], Tensor]
+
 
 @dataclass
 class State:
@@ -68,7 +71,7 @@ class StepDecoder:
 
     Matrix products run in `dtype`; sums between layers and normalization in the model's own type.
     The model's weights are copied where that makes one product of several: after training on, make
-    another one.
+    another one. One thread at a time may use it.
     """
 
     def __init__(self, model: BlipCaptioner, dtype: torch.dtype | None = None) -> None:
@@ -87,12 +90,19 @@ class StepDecoder:
         self.kernels = load_kernels(self.device, self.dtype) if plain else None
         self.transform = FastLinear(head_dtype, head.transform.dense, gelu=True)
         self.head_norm = head.transform.LayerNorm
-        words = head.decoder if self.device.type == "cpu" else _padded(head.decoder)
+        words = head.decoder if self.device.type == "cpu" else padded(head.decoder)
         self.words = FastLinear(head_dtype, words)
+        self.lays_down = self.device.type == "cuda"
+        """Whether keys and values of pictures stay where the product of all heads lays them."""
+        self.finite = torch.ones((), dtype=torch.bool, device=self.device)
+        """Whether all scores of words were numbers, for decode.py."""
         self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
         self.kept: dict[Any, Any] = {}
-        """Batches whose tensors and recorded steps serve again, see decode.py. They hold this
-        object in turn: clear it where their memory is needed."""
+        """Batches whose tensors and recorded steps serve again, see decode.py and `close`."""
+
+    def close(self) -> None:
+        """Give the memory of kept batches back, which this object and they keep alive."""
+        self.kept.clear()
 
     def state(self, batch: int, rows: int, max_length: int, patches: int) -> State:
         """Room for so many pictures, rows a picture and tokens a row."""
@@ -101,7 +111,7 @@ class StepDecoder:
 
         def room(*shape: int) -> Tensor:
             return torch.empty(shape, dtype=self.dtype, device=self.device)
-        if self.device.type == "cuda":  # as the product of all heads lays them down
+        if self.lays_down:
             cross = room(layers, batch, patches, 2, heads, width).permute(0, 3, 1, 4, 2, 5)
         else:
             cross = room(layers, 2, batch, heads, patches, width)
@@ -113,7 +123,7 @@ class StepDecoder:
     def look_at(self, state: State, image_states: Tensor) -> None:
         """Compute what the decoder reads of pictures (B, patches, width)."""
         for layer, out in zip(self.layers, state.cross, strict=True):
-            if image_states.is_cuda:
+            if self.lays_down:
                 laid_down = out.permute(1, 3, 0, 2, 4)  # (B, patches, 2, heads, d)
                 layer.cross_states.write(image_states, laid_down.flatten(2))
             else:
@@ -131,11 +141,10 @@ class StepDecoder:
         """
         rows, count = ids.shape[1:]
         state.paths[:, :, start:start + count] = torch.arange(rows, device=ids.device)[:, None]
-        look_back = self._by_path if self._has_paths(state, ids, start) else self._by_mask(
-            state, ids, start)
+        look_back = self._by_kernel(state, ids, start) or self._by_mask(state, ids, start)
         x = y = self._embed(ids, start)  # y: the same in half precision, if kernels made it
         for layer, past, cross in zip(self.layers, state.past, state.cross, strict=True):
-            out = look_back(layer.self_qkv(y), past, state.paths, start)
+            out = look_back(layer.self_qkv(y), past)
             x, y = self._add_norm(x, layer.self_out(out), layer.self_norm)
             out = self._look_at_picture(layer.cross_query(y), cross)
             x, y = self._add_norm(x, layer.cross_out(out), layer.cross_norm)
@@ -155,24 +164,22 @@ class StepDecoder:
             return self.kernels.attend_picture(query, cross)
         return _merge(_attention(self._split(query, 1)[0], *cross))
 
-    def _has_paths(self, state: State, ids: Tensor, start: int) -> bool:
-        """Whether a kernel goes along the paths."""
-        return bool(self.kernels and ids.shape[1:] == (state.rows, 1) and start < MOST_WORDS
-                    and state.past.shape[-1] == HEAD_WIDTH)
+    def _by_kernel(self, state: State, ids: Tensor, start: int) -> LookBack | None:
+        """Self-attention along the rows' paths, if there is a kernel for it."""
+        kernels = self.kernels
+        if (kernels is None or ids.shape[1:] != (state.rows, 1) or start >= MOST_WORDS
+                or state.past.shape[-1] != HEAD_WIDTH):
+            return None
+        return lambda qkv, past: kernels.attend_path(qkv, past, state.paths, start)
 
-    def _by_path(self, qkv: Tensor, past: Tensor, paths: Tensor, start: int) -> Tensor:
-        assert self.kernels
-        return self.kernels.attend_path(qkv, past, paths, start)
-
-    def _by_mask(self, state: State, ids: Tensor, start: int) -> Callable[..., Tensor]:
-        """Self-attention (B, rows·T, 3·width) → (B, rows·T, width) to all that was said, of which a
-        mask hides what is not on the row's path."""
+    def _by_mask(self, state: State, ids: Tensor, start: int) -> LookBack:
+        """Self-attention to all that was said; a mask hides what is not on a row's path."""
         rows, count = ids.shape[1:]
         end, step = (start + count) * state.rows, 1 if rows > 1 else state.rows
         new, seen = slice(start * state.rows, end, step), slice(0, end, step)
         mask = self._mask(state.paths[:, :, :start + 1]) if rows > 1 else None
 
-        def look_back(qkv: Tensor, past: Tensor, paths: Tensor, start: int) -> Tensor:
+        def look_back(qkv: Tensor, past: Tensor) -> Tensor:
             said = self._split(qkv, 3)  # (3, B, heads, rows·T, d)
             past[:, :, :, new] = said[1:]
             return _merge(_attention(said[0], past[0, :, :, seen], past[1, :, :, seen], mask,
@@ -217,7 +224,7 @@ class _Layer:
         self.norm = layer.output.LayerNorm
 
 
-def _padded(linear: nn.Linear) -> nn.Linear:
+def padded(linear: nn.Linear) -> nn.Linear:
     """With whole chunks of outputs, the added ones minus infinity: for `likeliest`, and because a
     GPU multiplies odd sizes at half its speed."""
     added = -linear.out_features % CHUNK

@@ -170,7 +170,8 @@ def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionToke
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers,
                         persistent_workers=workers > 0, **worker_options(workers, STOP_SIGNALS),
                         pin_memory=world.device.type == "cuda")
-    faster = faster_steps(model, config.train.compile, stepper.dtype, config.train.accumulate)
+    faster = faster_steps(model, config.train.compile, stepper.dtype,
+                          graphs=world.size == config.train.accumulate == 1)
     training = Training(config, run, world, stop, tokenizer, batches, loader, model, ddp, stepper,
                         ema, faster)
 

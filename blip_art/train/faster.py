@@ -20,32 +20,35 @@ COMPILED_LENGTH = 8
 
 
 def faster_steps(model: BlipCaptioner, backend: str, dtype: torch.dtype | None,
-                 accumulate: int = 1) -> Forwards:
+                 graphs: bool = True) -> Forwards:
     """Encoder and decoder as torch.compile makes them, for the steps alone: captions are another
     kind of work, and a compiled module would be compiled anew for it. Without a backend, linear
     maps through oneDNN where there is one and `dtype`, autocast's, is None.
 
-    On a GPU the steps are CUDA graphs: asking for their thousands of operations one by one takes
-    the host longer than they take an H100. Not where gradients are accumulated, for a graph writes
-    them to the same place each time.
+    Args:
+        graphs: record what a GPU does in a step (CUDA graphs): asking for its thousands of
+            operations one by one takes the host longer than they take an H100. Not where gradients
+            are accumulated, for a graph writes them to the same place each time; and with several
+            GPUs it was never tried.
 
     Raises:
-        UserError: torch has no such backend, it lacks a compiler, or cannot accumulate.
+        UserError: torch has no such backend, it lacks a compiler, or it cannot do without graphs.
     """
     if not backend:
         return trained_linears(model) if dtype is None else {}
     known = torch.compiler.list_backends()
     if backend not in known and backend not in ("eager", "aot_eager"):
         raise UserError(f"train.compile: no backend '{backend}'; this torch has {', '.join(known)}")
-    if backend == "inductor" and not any(
-            map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
-        raise UserError("train.compile=inductor needs a C compiler, and there is none here (nor in "
-                        "the image); train.compile=cudagraphs needs none")
-    if backend == "cudagraphs" and accumulate > 1:
-        raise UserError("train.compile=cudagraphs cannot accumulate gradients; set "
-                        "train.accumulate=1, or leave out train.compile")
-    graphs = backend == "inductor" and accumulate == 1 and next(model.parameters()).is_cuda
-    options: Any = {"triton.cudagraphs": True} if graphs else None
+    if backend == "cudagraphs" and not graphs:
+        raise UserError("train.compile=cudagraphs is for one GPU, without train.accumulate; leave "
+                        "it out, or use inductor")
+    # Triton asks for them in this order.
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    if backend == "inductor" and not any(map(shutil.which, compilers)):
+        raise UserError(f"train.compile=inductor needs a C compiler ({' or '.join(compilers)}), "
+                        "and there is none here; train.compile=cudagraphs needs none")
+    record = backend == "inductor" and graphs and next(model.parameters()).is_cuda
+    options: Any = {"triton.cudagraphs": True} if record else None
     halves: tuple[Any, ...] = (model.visual_encoder, model.text_decoder.bert.encoder)
     return {half: torch.compile(half.forward, backend=backend, dynamic=False, options=options)
             for half in halves}

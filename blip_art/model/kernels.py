@@ -63,7 +63,6 @@ class Kernels:
             args=[qkv, past[0], past[1], paths, out, batch, length, start])
         return out
 
-
     def attend_picture(self, query: Tensor, seen: Tensor) -> Tensor:
         """Attention of queries (B, R, heads·64), R up to MOST_ROWS, to a picture's patches.
 

@@ -28,7 +28,7 @@ class FastEncoder:
     On the CPU linear maps go through oneDNN, and attention in bf16 through its products, which took
     half the time of torch's fused kernel. The patches are embedded in fp32: rounding the pixels was
     two thirds of what an encoder in bf16 changed in scores. On a GPU a sum and a norm are one
-    kernel, which takes a fifth off.
+    kernel, which takes a sixth off.
     """
 
     def __init__(self, model: BlipCaptioner, dtype: torch.dtype) -> None:

@@ -41,12 +41,13 @@ def faster_steps(model: BlipCaptioner, backend: str, dtype: torch.dtype | None,
         raise UserError(f"train.compile: no backend '{backend}'; this torch has {', '.join(known)}")
     if backend == "cudagraphs" and not graphs:
         raise UserError("train.compile=cudagraphs is for one GPU, without train.accumulate; leave "
-                        "it out, or use inductor")
+                        "it out")
     # Triton asks for them in this order.
     compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
     if backend == "inductor" and not any(map(shutil.which, compilers)):
         raise UserError(f"train.compile=inductor needs a C compiler ({' or '.join(compilers)}), "
-                        "and there is none here; train.compile=cudagraphs needs none")
+                        "and there is none here"
+                        + ("; train.compile=cudagraphs needs none" if graphs else ""))
     record = backend == "inductor" and graphs and next(model.parameters()).is_cuda
     options: Any = {"triton.cudagraphs": True} if record else None
     halves: tuple[Any, ...] = (model.visual_encoder, model.text_decoder.bert.encoder)

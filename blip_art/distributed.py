@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from blip_art.errors import UserError
+from blip_art.memory import keep_freed_memory
 
 # "cuda" where a rank without a GPU must end instead of computing on the CPU.
 DEVICE = "BLIP_ART_DEVICE"
@@ -125,6 +126,8 @@ def process_group() -> Iterator[World]:
         torch.cuda.set_device(device)
         # fp32 is fp32: convolutions would have ten bits of each factor, as fp16 has.
         torch.backends.cudnn.allow_tf32 = False
+    else:
+        keep_freed_memory()
     if size == 1:
         yield World(0, 1, device)
         return

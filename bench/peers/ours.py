@@ -10,6 +10,7 @@ import torch
 from bench.peers.serve import Operation, pictures, serve
 from bench.weights import MODEL
 from blip_art.config import TrainConfig
+from blip_art.memory import keep_freed_memory
 from blip_art.model.beams import BeamOptions
 from blip_art.model.captioner import build_captioner
 from blip_art.model.decode import beam_search
@@ -24,6 +25,8 @@ from blip_art.train.optim import Stepper, autocast
 def build(spec: Dict[str, Any]) -> Dict[str, Operation]:
     """The operations of a benchmark."""
     device = torch.device(spec["device"])
+    if device.type == "cpu":
+        keep_freed_memory()  # as process_group does
     dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[spec["dtype"]]
     tokenizer = CaptionTokenizer(spec["tokenizer"])
     model = build_captioner(MODEL, tokenizer)

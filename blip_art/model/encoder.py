@@ -10,15 +10,14 @@ import functools
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blip_art.model.captioner import BlipCaptioner
 from blip_art.model.kernels import load_kernels, serves
-from blip_art.model.linear import FastLinear, Forwards, fast_linears, replaced
+from blip_art.model.linear import FastLinear, Forwards, as_linear, fast_linears, replaced
 
-# Heads at a time. The scores of a whole batch are memory that the system maps anew every time:
-# twice as slow (measured; 2 to 6 heads are alike).
+# Heads at a time: the scores of more leave the cache, products of fewer are small (measured; 2 to 6
+# are alike).
 HEADS = 3
 
 
@@ -26,9 +25,8 @@ class FastEncoder:
     """A captioner's `encode`, without gradients; the model's own is as it was.
 
     On the CPU linear maps go through oneDNN, and attention in bf16 through its products, which took
-    half the time of torch's fused kernel. The patches are embedded in fp32: rounding the pixels was
-    two thirds of what an encoder in bf16 changed in scores. On a GPU a sum and a norm are one
-    kernel, which takes a sixth off.
+    half the time of torch's fused kernel. On a GPU a sum and a norm are one kernel, which takes a
+    sixth off.
     """
 
     def __init__(self, model: BlipCaptioner, dtype: torch.dtype) -> None:
@@ -41,18 +39,15 @@ class FastEncoder:
                 del forwards[block.mlp.fc1]
                 first = FastLinear(dtype, block.mlp.fc1, few_rows=False, gelu=True)
                 forwards[block.mlp] = functools.partial(_mlp, first, block.mlp.fc2)
-        on_cpu = encoder.pos_embed.device.type == "cpu"
-        if not on_cpu:
-            forwards[encoder.patch_embed] = Patches(encoder.patch_embed, dtype)
-        elif dtype is not torch.float32:
-            forwards[encoder.patch_embed] = functools.partial(_in_fp32, encoder.patch_embed)
-        if dtype is torch.bfloat16 and linears and on_cpu:
+        forwards[encoder.patch_embed] = Patches(encoder.patch_embed, dtype)
+        if dtype is torch.bfloat16 and linears and encoder.pos_embed.device.type == "cpu":
             forwards.update({block.attn: functools.partial(_attend, block.attn)
                              for block in encoder.blocks})
         self._forwards, self._dtype = forwards, dtype
         self._kernels = load_kernels(encoder.pos_embed.device, dtype) if serves(
             encoder.norm) else None
 
+    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) normalized pictures → (B, 1 + patches, width)."""
         with replaced(self._forwards):
@@ -74,27 +69,22 @@ class FastEncoder:
 class Patches:
     """timm's embedding of patches as one product: a GPU's convolution took five times as long.
 
-    In half precision it is fp16 always, which holds pixels and patches to three digits.
+    It is more exact than the rest, in fp32 or, on a GPU, in fp16: rounding the pixels to bf16 was
+    two thirds of what an encoder in bf16 changed in scores.
     """
 
     def __init__(self, embed: Any, dtype: torch.dtype) -> None:
         self._size: int = embed.patch_size[0]
-        self._dtype = dtype if dtype is torch.float32 else torch.float16
-        self._weight = embed.proj.weight.detach().flatten(1).to(self._dtype)  # (width, 3·p·p)
-        self._bias = embed.proj.bias.detach().to(self._dtype)
+        half = dtype is not torch.float32 and embed.proj.weight.is_cuda
+        self._linear = FastLinear(torch.float16 if half else torch.float32, as_linear(
+            embed.proj.weight.flatten(1), embed.proj.bias), few_rows=False)
 
     def __call__(self, images: Tensor) -> Tensor:
-        patches = images.to(self._dtype).unfold(2, self._size, self._size).unfold(
+        patches = images.to(self._linear.bias.dtype).unfold(2, self._size, self._size).unfold(
             3, self._size, self._size)  # (B, 3, rows, columns, p, p)
         patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
         with torch.autocast(images.device.type, enabled=False):
-            return F.linear(patches, self._weight, self._bias)
-
-
-def _in_fp32(module: nn.Module, x: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
-        out: Tensor = type(module).forward(module, x)
-        return out
+            return self._linear(patches)
 
 
 def _mlp(first: FastLinear, second: nn.Module, x: Tensor) -> Tensor:
@@ -102,6 +92,7 @@ def _mlp(first: FastLinear, second: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
+@torch.autocast("cpu", enabled=False)  # which would take the softmax to fp32 and back
 def _attend(attention: Any, x: Tensor, **no_mask: Any) -> Tensor:
     """timm's attention of all to all, some heads of a picture at a time."""
     batch, length, _ = x.shape
@@ -109,12 +100,13 @@ def _attend(attention: Any, x: Tensor, **no_mask: Any) -> Tensor:
     # (B, heads, L, d) each
     query, keys, values = attention.qkv(x).view(
         batch, length, 3, heads, width).permute(2, 0, 3, 1, 4)
-    query = query * attention.scale
-    out = x.new_empty(batch, length, heads, width, dtype=query.dtype)
+    out = query.new_empty(batch, length, heads, width)
+    nothing = query.new_empty(1)
     for n in range(batch):
         for first in range(0, heads, HEADS):
             some = slice(first, first + HEADS)
-            weights = (query[n, some] @ keys[n, some].transpose(-1, -2)).softmax(-1)
-            out[n, :, some] = (weights.to(query.dtype) @ values[n, some]).transpose(0, 1)
+            weights = torch.baddbmm(nothing, query[n, some], keys[n, some].transpose(-1, -2),
+                                    beta=0, alpha=attention.scale).softmax(-1)
+            torch.bmm(weights, values[n, some], out=out[n, :, some].transpose(0, 1))
     out = attention.proj(out.flatten(2))
     return out

@@ -61,6 +61,13 @@ class FastLinear:
                     out=out.view(-1, self.out_features))
 
 
+def as_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A linear map of these weights (out, in), which are not copied."""
+    linear = nn.Linear(1, 1, device="meta")
+    linear.weight, linear.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+    return linear
+
+
 @contextlib.contextmanager
 def replaced(forwards: Forwards) -> Iterator[None]:
     """Another `forward` for some modules."""

@@ -23,7 +23,7 @@ from blip_art.model.beams import CHUNK
 from blip_art.model.captioner import BlipCaptioner
 from blip_art.model.encoder import FastEncoder
 from blip_art.model.kernels import HEAD_WIDTH, MOST_WORDS, fits_picture, load_kernels, serves
-from blip_art.model.linear import FastLinear
+from blip_art.model.linear import FastLinear, as_linear
 
 # Numbers of 16 bits that a GPU's attention takes at once: it wants masks in multiples of them.
 ALIGNED = 8
@@ -228,10 +228,8 @@ def padded(linear: nn.Linear) -> nn.Linear:
     """With whole chunks of outputs, the added ones minus infinity: for `likeliest`, and because a
     GPU multiplies odd sizes at half its speed."""
     added = -linear.out_features % CHUNK
-    out = nn.Linear(1, 1)
-    out.weight = nn.Parameter(F.pad(linear.weight.detach(), (0, 0, 0, added)))
-    out.bias = nn.Parameter(F.pad(linear.bias.detach(), (0, added), value=-torch.inf))
-    return out
+    return as_linear(F.pad(linear.weight, (0, 0, 0, added)),
+                     F.pad(linear.bias, (0, added), value=-torch.inf))
 
 
 def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None,
@@ -247,7 +245,7 @@ def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None 
     weights = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
     if mask is not None:
         weights = weights + mask
-    return weights.float().softmax(-1).to(query.dtype) @ values
+    return weights.softmax(-1) @ values
 
 
 def _merge(x: Tensor) -> Tensor:

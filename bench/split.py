@@ -28,6 +28,7 @@ from bench.weights import MODEL, make_weights
 from blip_art.config import Config
 from blip_art.data.datasets import Picture
 from blip_art.distributed import Stop, World
+from blip_art.memory import keep_freed_memory
 from blip_art.model.captioner import BlipCaptioner, build_captioner
 from blip_art.model.step import StepDecoder
 from blip_art.model.tokenizer import CaptionTokenizer
@@ -40,6 +41,8 @@ def main() -> None:
     """Measure, print and write the table."""
     options = _options()
     device = torch.device(options.device)
+    if device.type == "cpu":
+        keep_freed_memory()  # as process_group does
     with tempfile.TemporaryDirectory() as name:
         spec = make_weights(Path(name))
         tokenizer = CaptionTokenizer(spec["tokenizer"])

@@ -62,7 +62,7 @@ class State:
         """Hold some pictures of another state."""
         for mine, theirs in ((self.cross, other.cross), (self.past, other.past)):
             for layer, layers in zip(mine, theirs, strict=True):
-                layer.copy_(layers.index_select(1, pictures))
+                torch.index_select(layers, 1, pictures, out=layer)
         torch.index_select(other.paths, 0, pictures, out=self.paths)
 
 

@@ -12,8 +12,9 @@ MOST = 2**31 - 1
 def keep_freed_memory() -> None:
     """Use the memory of freed tensors again instead of giving it back to the system.
 
-    Else the system clears each page anew for each large tensor: an eighth of a caption's time and a
-    twentieth of a training step's on two cores, with the same peak (bench/results/*_cpu_*).
+    Else the system clears each page anew for each large tensor: about an eighth of a caption's time
+    and a twentieth of a training step's on two cores. The peak is the same where batches are alike,
+    and was an eighth higher where each was of another size.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # another C library has other means

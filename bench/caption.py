@@ -6,7 +6,8 @@ Beam search as the original evaluates: 3 beams, 5 to 20 tokens, 384 px, the same
 pictures for all; who gives the same tokens is counted. `floor` is our vision encoder alone. CLONE
 is a clone of the original's repository, PYTHON an environment for it (bench/peers/original.py says
 with what); it computes in fp32 whatever --dtype says, since it offers nothing else. Peers are
-processes of their own. The table goes to bench/results/caption_DEVICE_DTYPE.md and .json.
+processes of their own; on the CPU ours keeps freed memory (blip_art/memory.py), peers have the C
+library's own settings. The table goes to bench/results/caption_DEVICE_DTYPE.md and .json.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def _row(batch: int, answers: dict[str, dict[str, Any]],
             row[f"faster than {name}"] = seconds[name] / seconds["blip_art"]
             row[f"same as {name}"] = f"{same} of {batch}"
     row["of the floor"] = seconds["blip_art"] / seconds["floor"]
-    row["peak GB"] = ours["peak_gb"]
     if options.device == "cuda":
+        row["peak GB"] = ours["peak_gb"]
         # Of the encoder's products alone, which are nine tenths of all.
         row["MFU"] = mfu(batch * encoder_tflop() / seconds["blip_art"], options.dtype)
     return row

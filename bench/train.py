@@ -5,7 +5,9 @@
 
 Forward, backward and AdamW (fused in ours and, as its trainer has it, in transformers') on the same
 random weights, pictures and captions, with dropout; ours also with `train.compile`, a row each. See
-bench/caption.py for CLONE and PYTHON. The table goes to bench/results/train_DEVICE_DTYPE.md and
+bench/caption.py for CLONE and PYTHON. Before a step is made the losses of ours and the original,
+without dropout, are compared. On the CPU our process keeps freed memory (blip_art/memory.py), peers
+have the C library's own settings. The table goes to bench/results/train_DEVICE_DTYPE.md and
 .json.
 """
 
@@ -20,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import side_by_side
-from bench.side_by_side import command_line, in_turn, mfu, peers, write_table
+from bench.side_by_side import Peer, command_line, in_turn, mfu, peers, write_table
 from bench.weights import MODEL, make_weights
 from blip_art.model.captioner import build_captioner
 from blip_art.model.tokenizer import CaptionTokenizer
@@ -51,9 +53,12 @@ def main() -> None:
                 requests = {peer: (peer, {"do": "train", "batch": batch}) for peer in asked}
                 for way in ways:
                     requests[f"blip_art {way}"][1]["compile"] = way
+                apart = _losses_apart(asked, batch) if original else None
                 answers = in_turn(asked, requests, options.rounds)
                 flops = _flops(batch, spec["texts"][:batch], tokenizer)
                 rows += [_row(batch, way, answers, flops, options) for way in ways]
+                if apart is not None:
+                    rows[-len(ways)]["loss apart from the original's"] = apart
                 print(*rows[-len(ways):], sep="\n", flush=True)
     write_table(f"train_{options.device}_{options.dtype}", command_line(),
                 options.device, rows, options.dtype)
@@ -68,11 +73,17 @@ def _row(batch: int, way: str, answers: dict[str, dict[str, Any]], flops: int,
                            "blip_art, s": ours["seconds"]}
     row.update({f"{name}, s": value for name, value in peers.items()})
     row.update({f"faster than {name}": value / ours["seconds"] for name, value in peers.items()})
-    row["peak GB"] = ours["peak_gb"]
     row["TFLOP/s"] = flops / ours["seconds"] / 1e12
     if options.device == "cuda":
+        row["peak GB"] = ours["peak_gb"]
         row["MFU"] = mfu(row["TFLOP/s"], options.dtype)
     return row
+
+
+def _losses_apart(asked: dict[str, Peer], batch: int) -> float:
+    ours, theirs = (asked[name].ask({"do": "loss", "batch": batch})["loss"]
+                    for name in ("blip_art ", "original"))
+    return abs(ours - theirs)
 
 
 def _flops(batch: int, texts: list[str], tokenizer: CaptionTokenizer) -> int:

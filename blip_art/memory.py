@@ -1,12 +1,18 @@
-"""Memory of tensors on the CPU."""
+"""Memory of tensors, and their way to a GPU.
+
+    keep_freed_memory()  # once, before tensors are made
+    ids = sent(ids, device)
+"""
 
 from __future__ import annotations
 
 import ctypes
 
+import torch
+from torch import Tensor
+
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-MOST = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
@@ -17,6 +23,11 @@ def keep_freed_memory() -> None:
     and was an eighth higher where each was of another size.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # another C library has other means
-        mallopt(M_MMAP_THRESHOLD, MOST)
-        mallopt(M_TRIM_THRESHOLD, MOST)
+    # Another C library has other means; a glibc that refuses the first is better left as it is.
+    if mallopt is not None and mallopt(M_MMAP_THRESHOLD, 2**31 - 1):
+        mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device; a GPU is not waited for, as it would be for unpinned memory."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

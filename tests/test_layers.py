@@ -43,8 +43,8 @@ LAYERS = {
                  "blip_art.score.baselines", "blip_art.score.bootstrap", "blip_art.score.compare",
                  "blip_art.score.follow", "blip_art.score.record"),
     "torch": ("blip_art.data.loading", "blip_art.data.transforms", "blip_art.distributed",
-              "blip_art.model", "blip_art.model.*", "blip_art.predict", "blip_art.readable",
-              "blip_art.torchrun", "blip_art.train", "blip_art.train.*"),
+              "blip_art.memory", "blip_art.model", "blip_art.model.*", "blip_art.predict",
+              "blip_art.readable", "blip_art.torchrun", "blip_art.train", "blip_art.train.*"),
 }
 # What a module of the layer may find when it is imported, beside the standard library.
 ALLOWED = {"login": "yaml _yaml submitit cloudpickle typing_extensions".split()}

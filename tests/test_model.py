@@ -7,20 +7,28 @@ import dataclasses
 
 import pytest
 import torch
+from timm.layers import Attention
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import BlipConfig, BlipForConditionalGeneration
 
-from blip_art.config import ModelConfig
+from blip_art.config import ModelConfig, TrainConfig
 from blip_art.model.beams import CHUNK, BeamOptions, likeliest
 from blip_art.model.captioner import BlipCaptioner, build_captioner
-from blip_art.model.decode import NucleusOptions, beam_search, nucleus_sample
-from blip_art.model.encoder import Patches
+from blip_art.model.decode import (
+    NucleusOptions,
+    _BeamBatch,
+    _SampleBatch,
+    beam_search,
+    nucleus_sample,
+)
+from blip_art.model.encoder import Patches, attend
 from blip_art.model.hf import save_hf, to_hf
 from blip_art.model.linear import FastLinear, replaced, trained_linears
 from blip_art.model.step import StepDecoder, padded
 from blip_art.model.tokenizer import CaptionTokenizer, train_vocabulary
 from blip_art.model.weights import load_weights
+from blip_art.train.optim import Stepper
 
 CAPTIONS = ["sun, tree and ship", "crown", "a fish in a house", "flower"]
 
@@ -155,6 +163,12 @@ def test_the_likeliest_tokens_are_found_by_chunks():
 
 
 @torch.inference_mode()
+def test_attention_by_groups_of_heads_is_timms():
+    attention, x = Attention(80, num_heads=5).eval(), torch.randn(2, 33, 80)
+    assert torch.allclose(attend(attention, x), attention(x), atol=1e-6)
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_patches_are_embedded_as_by_a_convolution(model, images, dtype):
     embed = model.visual_encoder.patch_embed
@@ -259,9 +273,24 @@ class NobodyAsks(TorchFunctionMode):
 
 
 def test_no_value_is_asked_of_the_device_in_a_step(model, images, batch):
-    counted = model.counted(batch[0])
+    model, counted = copy.deepcopy(model), model.counted(batch[0])
+    stepper = Stepper(model, TrainConfig(clip_norm=1.0), torch.device("cpu"))
     with NobodyAsks():
-        model(images, batch[0], counted).backward()
+        stepper.backward(model(images, batch[0], counted))
+        stepper.step()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("kind", "options"), [(_BeamBatch, BeamOptions(repetition_penalty=1.2)),
+                                               (_SampleBatch, NucleusOptions())])
+def test_no_value_is_asked_of_the_device_in_the_steps_of_a_caption(model, images, kind, options):
+    states = model.encode(images)
+    decoding = kind(StepDecoder(model), *states.shape[:2], options)
+    for given in decoding.inputs:
+        given.copy_(states if given is decoding.image_states else torch.rand(given.shape))
+    with NobodyAsks():
+        for word in range(decoding.words):
+            decoding.step(word)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

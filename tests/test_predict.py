@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,21 @@ def test_captions_do_not_depend_on_the_batch(tmp_path):
         assert main(["--run", str(run.path), "--config", "config.yaml", "--weights",
                      "weights.safetensors", "generate.method=nucleus",
                      f"generate.batch_size={batch}"]) == 0
+        files.append(run.predictions("val", 0).read_text())
+    assert files[0] == files[1]
+
+
+def test_captions_do_not_depend_on_the_number_of_ranks(repo, tmp_path):
+    files = []
+    for ranks in ("1", "2"):
+        run = RunDir(tmp_path / ranks)
+        done = subprocess.run(
+            [sys.executable, "-m", "blip_art.torchrun", "--standalone", "--nproc_per_node", ranks,
+             "-m", "blip_art.predict", "--run", str(run.path), "--config", "config.yaml",
+             "--weights", "weights.safetensors", "generate.batch_size=2"],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repo)},
+            text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
         files.append(run.predictions("val", 0).read_text())
     assert files[0] == files[1]
 

@@ -33,7 +33,8 @@ def build(spec: Dict[str, Any]) -> Dict[str, Operation]:
     load_weights(model, spec["pth"])
     model.to(device).eval()
     if spec["work"] == "train":
-        return {"train": functools.cache(functools.partial(_train, spec, model, tokenizer))}
+        return {"train": functools.cache(functools.partial(_train, spec, model, tokenizer)),
+                "loss": functools.partial(_loss, spec, model, tokenizer)}
     decoder = StepDecoder(model, dtype)
     # Weights are cast once for all batches, as predict.py does it.
     block = autocast(dtype, device)
@@ -61,11 +62,20 @@ def build(spec: Dict[str, Any]) -> Dict[str, Operation]:
     return {"encode": encode, "caption": caption}
 
 
+def _loss(spec: Dict[str, Any], model: Any, tokenizer: CaptionTokenizer,
+          batch: int) -> Operation:
+    ids = tokenizer.encode(spec["texts"][:batch], 40).to(spec["device"])
+
+    @torch.no_grad()
+    def work() -> Dict[str, Any]:
+        return {"loss": model.eval()(pictures(spec, batch), ids).item()}
+    return work
+
+
 def _train(spec: Dict[str, Any], model: Any, tokenizer: CaptionTokenizer, batch: int,
            compile: str) -> Operation:
     device = torch.device(spec["device"])
     settings = TrainConfig(lr=1e-5, amp="off" if spec["dtype"] == "fp32" else spec["dtype"])
-    model.train()
     stepper = Stepper(model, settings, device)
     images = pictures(spec, batch)
     ids = tokenizer.encode(spec["texts"][:batch], 40, COMPILED_LENGTH if compile else None)
@@ -74,6 +84,7 @@ def _train(spec: Dict[str, Any], model: Any, tokenizer: CaptionTokenizer, batch:
     faster = faster_steps(model, compile, stepper.dtype)
 
     def work() -> Dict[str, Any]:
+        model.train()
         if compile:
             torch.compiler.cudagraph_mark_step_begin()
         with replaced(faster):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blip_art.memory import sent
 from blip_art.model.beams import BeamOptions, Beams, penalize_repeats
 from blip_art.model.record import Recorded
 from blip_art.model.step import StepDecoder
@@ -53,7 +54,7 @@ class _Batch:
         self.image_states = torch.empty(size, patches, width, dtype=decoder.dtype,
                                         device=decoder.device)
         self.inputs: tuple[Tensor, ...] = (self.image_states,)
-        self.prompt = sent([decoder.model.prompt_ids], decoder.device)  # (1, T)
+        self.prompt = sent(torch.tensor([decoder.model.prompt_ids]), decoder.device)  # (1, T)
         self.words = options.max_length - self.prompt.shape[1]
         self.state = decoder.state(size, rows, options.max_length, patches)
         self._steps = [Recorded(decoder.device, decoder.pool) for _ in range(self.words)]
@@ -207,8 +208,9 @@ def nucleus_sample(decoder: StepDecoder, image_states: Tensor, options: NucleusO
     if words < 1:
         return [[[]] * rows for _ in seeds]
     draws = torch.stack([torch.rand(rows, words, generator=torch.Generator().manual_seed(seed))
-                         for seed in seeds]).to(decoder.device)
-    said, = _finished(_SampleBatch, decoder, (image_states, draws), options, fixed)
+                         for seed in seeds])
+    inputs = image_states, sent(draws, decoder.device)
+    said, = _finished(_SampleBatch, decoder, inputs, options, fixed)
     return [[_until(ids, model.end_id) for ids in picture] for picture in said.tolist()]
 
 
@@ -244,7 +246,7 @@ def _finished(kind: Callable[..., _Batch], decoder: StepDecoder, inputs: tuple[T
             if stay is not None:
                 found = _put(found, here, batch.results())
                 smaller = _batch(kind, decoder, len(stay), patches, options, fixed)
-                smaller.take(batch, sent(stay, decoder.device))
+                smaller.take(batch, sent(torch.tensor(stay), decoder.device))
                 batch, here, watch = smaller, [here[n] for n in stay], Watch(late=fixed)
             batch.step(word)
     if not decoder.finite:
@@ -284,14 +286,8 @@ def _put(found: tuple[Tensor, ...], here: list[int],
     if not found:
         return tuple(tensor.clone() for tensor in now)
     for tensor, new in zip(found, now, strict=True):
-        tensor[sent(here, tensor.device)] = new
+        tensor[sent(torch.tensor(here), tensor.device)] = new
     return found
-
-
-def sent(numbers: list[Any], device: torch.device) -> Tensor:
-    """A tensor on the device; a GPU is not waited for, as it would be for unpinned memory."""
-    tensor = torch.tensor(numbers)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 class Watch:

@@ -39,9 +39,11 @@ class FastEncoder:
                 del forwards[block.mlp.fc1]
                 first = FastLinear(dtype, block.mlp.fc1, few_rows=False, gelu=True)
                 forwards[block.mlp] = functools.partial(_mlp, first, block.mlp.fc2)
-        forwards[encoder.patch_embed] = Patches(encoder.patch_embed, dtype)
-        if dtype is torch.bfloat16 and linears and encoder.pos_embed.device.type == "cpu":
-            forwards.update({block.attn: functools.partial(_attend, block.attn)
+        on_cpu = encoder.pos_embed.device.type == "cpu"
+        exact = torch.float32 if on_cpu or dtype is torch.float32 else torch.float16
+        forwards[encoder.patch_embed] = Patches(encoder.patch_embed, exact)
+        if dtype is torch.bfloat16 and linears and on_cpu:
+            forwards.update({block.attn: functools.partial(attend, block.attn)
                              for block in encoder.blocks})
         self._forwards, self._dtype = forwards, dtype
         self._kernels = load_kernels(encoder.pos_embed.device, dtype) if serves(
@@ -69,22 +71,22 @@ class FastEncoder:
 class Patches:
     """timm's embedding of patches as one product: a GPU's convolution took five times as long.
 
-    It is more exact than the rest, in fp32 or, on a GPU, in fp16: rounding the pixels to bf16 was
-    two thirds of what an encoder in bf16 changed in scores.
+    Its `dtype` is fp32 or, on a GPU, fp16 also where the rest is bf16: rounding the pixels was two
+    thirds of what an encoder in bf16 changed in scores.
     """
 
     def __init__(self, embed: Any, dtype: torch.dtype) -> None:
         self._size: int = embed.patch_size[0]
-        half = dtype is not torch.float32 and embed.proj.weight.is_cuda
-        self._linear = FastLinear(torch.float16 if half else torch.float32, as_linear(
-            embed.proj.weight.flatten(1), embed.proj.bias), few_rows=False)
+        self._dtype, self._models = dtype, embed.proj.weight.dtype
+        self._linear = FastLinear(dtype, as_linear(embed.proj.weight.flatten(1), embed.proj.bias),
+                                  few_rows=False)
 
     def __call__(self, images: Tensor) -> Tensor:
-        patches = images.to(self._linear.bias.dtype).unfold(2, self._size, self._size).unfold(
+        patches = images.to(self._dtype).unfold(2, self._size, self._size).unfold(
             3, self._size, self._size)  # (B, 3, rows, columns, p, p)
         patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
         with torch.autocast(images.device.type, enabled=False):
-            return self._linear(patches)
+            return self._linear(patches).to(self._models)
 
 
 def _mlp(first: FastLinear, second: nn.Module, x: Tensor) -> Tensor:
@@ -92,9 +94,14 @@ def _mlp(first: FastLinear, second: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-@torch.autocast("cpu", enabled=False)  # which would take the softmax to fp32 and back
-def _attend(attention: Any, x: Tensor, **no_mask: Any) -> Tensor:
+def attend(attention: Any, x: Tensor, **no_mask: Any) -> Tensor:
     """timm's attention of all to all, some heads of a picture at a time."""
+    # Autocast would take the softmax to fp32 and back.
+    with torch.autocast("cpu", enabled=False):
+        return _attend(attention, x)
+
+
+def _attend(attention: Any, x: Tensor) -> Tensor:
     batch, length, _ = x.shape
     heads, width = attention.num_heads, attention.head_dim
     # (B, heads, L, d) each
@@ -108,5 +115,5 @@ def _attend(attention: Any, x: Tensor, **no_mask: Any) -> Tensor:
             weights = torch.baddbmm(nothing, query[n, some], keys[n, some].transpose(-1, -2),
                                     beta=0, alpha=attention.scale).softmax(-1)
             torch.bmm(weights, values[n, some], out=out[n, :, some].transpose(0, 1))
-    out = attention.proj(out.flatten(2))
-    return out
+    projected: Tensor = attention.proj(out.flatten(2))
+    return projected

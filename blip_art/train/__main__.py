@@ -34,6 +34,7 @@ from blip_art.distributed import (
 )
 from blip_art.errors import EXIT_INTERRUPTED, UserError, exit_cleanly
 from blip_art.files import RunDir
+from blip_art.memory import sent
 from blip_art.model.captioner import BlipCaptioner, build_captioner
 from blip_art.model.linear import Forwards, replaced
 from blip_art.model.tokenizer import CaptionTokenizer
@@ -217,9 +218,8 @@ def train_epoch(t: Training, progress: Progress) -> None:
             t.stepper.set_lr(learning_rate(settings, epoch, step, steps))
             ids = t.tokenizer.encode(captions, config.model.max_tokens,
                                      COMPILED_LENGTH if settings.compile else None)
-            images, ids, counted = (x.to(world.device, non_blocking=True) for x in (
-                images, ids, t.model.counted(ids)))
-            images = to_input(images)
+            ids, counted = (sent(x, world.device) for x in (ids, t.model.counted(ids)))
+            images = to_input(images.to(world.device, non_blocking=True))
             if settings.compile:
                 torch.compiler.cudagraph_mark_step_begin()
             with nullcontext() if moves or world.size == 1 else t.ddp.no_sync():

@@ -54,11 +54,12 @@ def build(spec: Dict[str, Any]) -> Dict[str, Operation]:
 
     @functools.cache
     def train(batch: int) -> Operation:
+        model.train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.05)
         images = pictures(spec, batch)
 
         def work() -> Dict[str, Any]:
-            loss = model.train()(images, spec["texts"][:batch])
+            loss = model(images, spec["texts"][:batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -68,7 +69,9 @@ def build(spec: Dict[str, Any]) -> Dict[str, Operation]:
     def loss(batch: int) -> Operation:
         @torch.no_grad()
         def work() -> Dict[str, Any]:
-            return {"loss": model.eval()(pictures(spec, batch), spec["texts"][:batch]).item()}
+            loss = model.eval()(pictures(spec, batch), spec["texts"][:batch]).item()
+            model.train()
+            return {"loss": loss}
         return work
 
     return {"caption": caption, "train": train, "loss": loss}

@@ -68,7 +68,9 @@ def _loss(spec: Dict[str, Any], model: Any, tokenizer: CaptionTokenizer,
 
     @torch.no_grad()
     def work() -> Dict[str, Any]:
-        return {"loss": model.eval()(pictures(spec, batch), ids).item()}
+        loss = model.eval()(pictures(spec, batch), ids).item()
+        model.train()
+        return {"loss": loss}
     return work
 
 
@@ -76,6 +78,7 @@ def _train(spec: Dict[str, Any], model: Any, tokenizer: CaptionTokenizer, batch:
            compile: str) -> Operation:
     device = torch.device(spec["device"])
     settings = TrainConfig(lr=1e-5, amp="off" if spec["dtype"] == "fp32" else spec["dtype"])
+    model.train()
     stepper = Stepper(model, settings, device)
     images = pictures(spec, batch)
     ids = tokenizer.encode(spec["texts"][:batch], 40, COMPILED_LENGTH if compile else None)
@@ -84,7 +87,6 @@ def _train(spec: Dict[str, Any], model: Any, tokenizer: CaptionTokenizer, batch:
     faster = faster_steps(model, compile, stepper.dtype)
 
     def work() -> Dict[str, Any]:
-        model.train()
         if compile:
             torch.compiler.cudagraph_mark_step_begin()
         with replaced(faster):

@@ -20,7 +20,7 @@ def keep_freed_memory() -> None:
 
     Else the system clears each page anew for each large tensor: about an eighth of a caption's time
     and a twentieth of a training step's on two cores. The peak is the same where batches are alike,
-    and was an eighth higher where each was of another size.
+    and a fiftieth to an eighth higher where each was of another size (two runs).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     # Another C library has other means; a glibc that refuses the first is better left as it is.

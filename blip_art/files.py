@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import re
+import zlib
 from pathlib import Path
 from typing import Any, Iterator, List, NamedTuple, Optional, Union
 
 from blip_art.errors import UserError
 
 PathLike = Union[str, "os.PathLike[str]"]
+GZIP_MAGIC = b"\x1f\x8b"
 
 
 @contextlib.contextmanager
@@ -63,14 +66,31 @@ def write_json(path: PathLike, value: Any, indent: Optional[int] = None,
                durable)
 
 
+def read_text(path: PathLike) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark, plain or gzipped.
+
+    Raises:
+        OSError: the file is absent or cannot be read.
+        UserError: the file is damaged gzip.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    data = Path(path).read_bytes()
+    if data.startswith(GZIP_MAGIC):  # whatever its name is
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, OSError, zlib.error) as error:
+            raise UserError(f"{path} is damaged gzip ({error}); copy it again") from error
+    return data.decode("utf-8-sig")
+
+
 def read_json(path: PathLike) -> Any:
-    """Read a JSON file.
+    """Read a JSON file, plain or gzipped.
 
     Raises:
         UserError: the file is absent, cannot be read, or is no JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -80,7 +100,7 @@ def read_json(path: PathLike) -> Any:
 def read_jsonl(path: PathLike) -> List[Any]:
     """Read a file of one JSON value a line; an absent file is an empty list."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         return []
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import resource
 
@@ -68,6 +69,19 @@ def test_a_damaged_file_is_named(tmp_path, reader):
     (tmp_path / "x.json").write_text('{"half": ')
     with pytest.raises(UserError, match=r"x\.json is not valid JSON"):
         reader(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("reader", [read_json, read_jsonl])
+def test_a_byte_order_mark_and_gzip_are_read(tmp_path, reader):
+    path = tmp_path / "x.json"
+    path.write_bytes(b'["\xc3\xa9"]')
+    plain = reader(path)
+    for content in (b'\xef\xbb\xbf["\xc3\xa9"]', gzip.compress(b'["\xc3\xa9"]')):
+        path.write_bytes(content)
+        assert reader(path) == plain
+    path.write_bytes(gzip.compress(b'["\xc3\xa9"]')[:-3])
+    with pytest.raises(UserError, match=r"x\.json is damaged gzip .*; copy it again"):
+        reader(path)
 
 
 def test_epochs_are_ordered_by_number(tmp_path):

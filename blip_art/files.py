@@ -12,11 +12,11 @@ import os
 import re
 import zlib
 from pathlib import Path
-from typing import Any, Iterator, List, NamedTuple, Optional, Union
+from typing import Any, Iterator, List, NamedTuple, Optional
 
 from blip_art.errors import UserError
+from blip_art.outputs import PathLike, final_target, is_stream, passed_into
 
-PathLike = Union[str, "os.PathLike[str]"]
 GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -25,12 +25,17 @@ def written_aside(path: PathLike, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it onto `path` when the block succeeds.
 
     The name carries host and process, because several jobs share a run folder. `durable` waits
-    until the disk has it; hundreds of small records that can be made again need not.
+    until the disk has it; hundreds of small records that can be made again need not. A link stays
+    and the file that it leads to is replaced; a device or a pipe stays and is written into.
 
     Raises:
-        UserError: the folder cannot be written to, or the disk is full.
+        UserError: the folder cannot be written to, the disk is full, or nobody reads the pipe.
     """
-    target = Path(path)
+    if is_stream(path):
+        with passed_into(path) as content:
+            yield content
+        return
+    target = final_target(path)
     aside = target.with_name(f".{target.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import os
 import resource
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from blip_art import outputs
 from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json, read_jsonl, write_json, write_jsonl, written_aside
 
@@ -55,6 +58,56 @@ def test_a_write_that_hits_a_limit_keeps_the_old_file(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert read_json(path) == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
+    (tmp_path / "far").mkdir()
+    for name in ("there", "not_yet"):
+        link, target = tmp_path / f"{name}.json", tmp_path / "far" / f"{name}.json"
+        link.symlink_to(target)
+        if name == "there":
+            write_json(target, "old")
+        write_json(link, "new")
+        assert link.is_symlink()
+        assert read_json(target) == "new"
+    assert len(list((tmp_path / "far").iterdir())) == 2
+
+
+def test_a_pipe_is_written_into_once_it_has_a_reader(tmp_path, capsys):
+    """More than a pipe holds, and a reader that is later than the writer."""
+    pipe, value = tmp_path / "pipe", "x" * 200_000
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["sh", "-c", 'sleep 0.5; cat "$1" > "$2"', "-", pipe,
+                               tmp_path / "copy"])
+    write_json(pipe, value)
+    assert reader.wait(timeout=60) == 0
+    assert read_json(tmp_path / "copy") == value
+    assert pipe.is_fifo()
+    assert capsys.readouterr().err.count("waiting 60 s for a reader of") == 1
+
+
+def test_a_pipe_that_nobody_reads_ends_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs, "READER_WAIT_S", 0.2)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"nobody reads the pipe .*; start its reader first"):
+        write_json(tmp_path / "pipe", 1)
+
+
+def test_a_device_is_written_into(tmp_path):
+    for name in ("null", "full"):
+        (tmp_path / name).symlink_to(f"/dev/{name}")
+    write_json(tmp_path / "null", 1)
+    with pytest.raises(UserError, match="cannot write .*full: No space left on device"):
+        write_json(tmp_path / "full", 1)
+    assert (tmp_path / "null").is_char_device()
+
+
+def test_our_own_output_may_be_a_file_that_goes_on(tmp_path):
+    code = ("from blip_art.files import write_json\n"
+            "print('before', flush=True); write_json('/dev/fd/1', 1); print('after')")
+    with open(tmp_path / "out", "wb") as file:
+        subprocess.run([sys.executable, "-c", code], stdout=file, check=True)
+    assert (tmp_path / "out").read_text() == "before\n1\nafter\n"
 
 
 def test_lines_come_back_and_an_absent_file_is_empty(tmp_path):

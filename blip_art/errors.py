@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import os
 import sys
@@ -18,6 +20,8 @@ EXIT_INTERRUPTED = 130
 # Under torchrun every rank meets the same mistake. Rank 0 says it, and its end ends the others;
 # one that is still there after this long met it alone.
 _PATIENCE_S = 15.0
+# What a write to standard output ends in when its disk is full, or it is closed.
+_CANNOT_PRINT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 class UserError(Exception):
@@ -33,9 +37,14 @@ def exit_cleanly(main: Callable[[], Optional[int]]) -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Captions have characters that not every locale has.
         sys.stdout.reconfigure(errors="backslashreplace")
+    # Python has none where ours is closed; print would say nothing and not fail.
+    unprinted = io.StringIO()
+    sys.stdout = sys.stdout or unprinted
     try:
         code = main() or 0
         sys.stdout.flush()
+        if unprinted.getvalue():
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     except UserError as error:
         rank = os.environ.get("RANK", "0")
         if rank != "0":
@@ -47,8 +56,19 @@ def exit_cleanly(main: Callable[[], Optional[int]]) -> NoReturn:
               file=sys.stderr)
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader (head, less) has left; point stdout away so that the interpreter's own
-        # flush at exit does not print a second error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (head, less) has left.
+        _drop_output()
         code = 0
+    except OSError as error:
+        if error.errno not in _CANNOT_PRINT or error.filename is not None:
+            raise
+        _drop_output()
+        print(f"error: cannot print the results: {error.strerror}", file=sys.stderr)
+        code = EXIT_FAILED
     sys.exit(code)
+
+
+def _drop_output() -> None:
+    """Else the interpreter's own flush at exit would print a second error."""
+    with contextlib.suppress(io.UnsupportedOperation):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -204,6 +204,16 @@ class RunDir:
         """Held by rank 0 of the training that writes here."""
         return self.path / ".training"
 
+    def owns(self, path: PathLike) -> bool:
+        """Whether a path is, or lies among, what the stages write here; links are followed."""
+        folder, target = final_target(self.path), final_target(path)
+        own = {self.config, self.state, self.manifest, self.code, self.train_log, self.output,
+               self.best, self.checkpoints, self.slurm, self.training_lock,
+               *(maker("val", 0).parent for maker in (self.predictions, self.scores)),
+               *(maker("val").parent for maker in (self.bad_pictures, self.references))}
+        return folder in target.parents and target.relative_to(folder).parts[0] in {
+            each.name for each in own}
+
     def weights(self, epoch: int) -> Path:
         return self.checkpoints / f"epoch_{epoch:02d}.safetensors"
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 
 from blip_art.errors import UserError
+from blip_art.files import RunDir, write_json, write_text
 from blip_art.score import java
 from blip_art.score.__main__ import main
 from blip_art.score.coco import cleaned, paired, read_captions, read_references
@@ -102,6 +105,77 @@ def test_a_terminal_that_lacks_characters_ends_nothing(tmp_path: Path) -> None:
             env={**os.environ, "PYTHONIOENCODING": "latin-1"})
         assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["captions"]["most_frequent"].endswith("\u263a \U0001f600")
+
+
+def run_score(*arguments: object, shell: str = "", **options: Any
+              ) -> subprocess.CompletedProcess[str]:
+    """The command's BLEU of two files; `shell` is what stands behind it."""
+    command = [sys.executable, "-m", "blip_art.score", *map(str, arguments), "--metrics", "bleu"]
+    if shell:
+        command = ["bash", "-c", f"set -o pipefail; {shlex.join(command)} {shell}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120,
+                          **options)
+
+
+def test_no_input_is_written_over(tmp_path: Path) -> None:
+    """Under whatever name it is given."""
+    refs = write(tmp_path / "refs.json", [{"image_id": 1, "caption": "a cat"}])
+    results = write(tmp_path / "results.json", refs.read_text())
+    (tmp_path / "link").symlink_to(results)
+    (tmp_path / "hard").hardlink_to(results)
+    for name in ("refs.json", "results.json", "link", "hard", "../" + tmp_path.name + "/refs.json"):
+        done = run_score(refs, results, "--json", tmp_path / name)
+        assert done.returncode == 2
+        assert re.fullmatch("error: --json .* is the input .*, which would be lost; .*\n",
+                            done.stderr)
+    both = ["compare", str(refs), str(results), "--refs", str(refs)]
+    for name in ("refs.json", "link"):
+        with pytest.raises(UserError, match="is the input"):
+            main([*both, "--json", str(tmp_path / name)])
+    assert refs.read_text() == results.read_text() == '[{"image_id": 1, "caption": "a cat"}]'
+
+
+def test_what_a_run_is_made_of_is_not_written_over(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    write_text(run.config, "{}")
+    write_json(run.predictions("val", 3), [])
+    (tmp_path / "there.json").symlink_to(run.predictions("val", 3))
+    for path in (run.config, run.predictions("val", 3), run.scores("val", 9), run.best,
+                 tmp_path / "there.json"):
+        with pytest.raises(UserError, match="--json .* is (among the run's own files|the input)"):
+            main(["--run", str(run.path), "--json", str(path)])
+    assert not run.owns(run.path / "summary.json")
+    assert not run.owns(tmp_path / "config.yaml")
+
+
+def test_the_parses_are_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refs = write(tmp_path / "refs.json", [{"image_id": 1, "caption": "a cat"}])
+    parses = write(tmp_path / "parses.sqlite", "hours of work")
+    monkeypatch.setenv("BLIP_ART_PARSES", str(parses))
+    with pytest.raises(UserError, match="is the input"):
+        main([str(refs), str(refs), "--json", str(parses)])
+    with pytest.raises(UserError, match="--parses .* is the input"):
+        main(["prepare", str(refs), "--parses", str(refs)])
+
+
+@pytest.mark.parametrize("shell", ["| true", "> /dev/full", ">&-"])
+def test_scores_are_written_before_they_are_printed(tmp_path: Path, shell: str) -> None:
+    refs = write(tmp_path / "refs.json", [{"image_id": 1, "caption": "a cat"}])
+    done = run_score(refs, refs, "--json", tmp_path / "out.json", shell=shell)
+    assert json.loads((tmp_path / "out.json").read_text())["metrics"]["Bleu_1"] > 0.9
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    if shell != "| true":
+        assert done.returncode == 1
+        assert re.fullmatch("error: cannot print the results: .*\n", done.stderr)
+
+
+@pytest.mark.parametrize("shell", ["> /dev/full", ">&-"])
+def test_a_result_that_cannot_be_printed_is_no_success(tmp_path: Path, shell: str) -> None:
+    refs = write(tmp_path / "refs.json", [{"image_id": 1, "caption": "a cat"}])
+    done = run_score(refs, refs, "--json", "-", shell=shell)
+    assert done.returncode == 1
+    assert re.fullmatch("error: cannot print the results: .*\n", done.stderr)
 
 
 def test_a_full_disk_costs_the_file_and_not_the_table(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
@@ -15,6 +14,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 from blip_art.config import METRIC_NAMES
 from blip_art.errors import EXIT_FAILED, UserError, exit_cleanly
 from blip_art.files import RunDir, read_json, write_json
+from blip_art.outputs import check_output
 from blip_art.score import corenlp, prepare
 from blip_art.score.shown import comparison_table, sentence, table, verdict, with_intervals
 
@@ -71,10 +71,11 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     options = _parser().parse_args(arguments)
     metrics = _metrics(options.metrics)
     _refuse_mixture(options)
-    _refuse_unwritable(options.json)
+    _check_json(options.json, options.files, options.floor)
     if options.follow:
         return _follow(RunDir(options.follow), options, metrics)
     if options.run:
+        _refuse_run_file(options.json, RunDir(options.run))
         return _score_run(RunDir(options.run), options, metrics)
     return _score_files(options, metrics or METRIC_NAMES)
 
@@ -162,7 +163,9 @@ def _minutes(text: str) -> float:
 def _engine(options: argparse.Namespace) -> Any:
     from blip_art.score.engine import Engine
 
-    return Engine(java_home=options.java, threads=options.threads)
+    engine = Engine(java_home=options.java, threads=options.threads)
+    _check_json(options.json, [str(engine.parses_file)], None)
+    return engine
 
 
 def _score_files(options: argparse.Namespace, metrics: Sequence[str]) -> int:
@@ -242,7 +245,7 @@ def _compare(arguments: Sequence[str]) -> int:
 
     options = _compare_parser().parse_args(arguments)
     metrics = _metrics(options.metrics)
-    _refuse_unwritable(options.json)
+    _check_json(options.json, [options.a, options.b], options.refs)
     if options.subset and not options.refs:
         raise UserError("--subset is for two results files with --refs; score files hold what "
                         "was scored")
@@ -280,27 +283,29 @@ COMMANDS: Dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def _tell(json_file: Optional[str], found: Any, text: str) -> None:
-    """Print the text, or the JSON in its place; or write the JSON beside, last: it may fail."""
+    """Print the text, or the JSON in its place; a JSON file is written first: printing may fail."""
     if json_file == "-":
         print(json.dumps(found, allow_nan=False))
         return
-    if text:
-        print(text, flush=True)
-    if json_file:
-        write_json(json_file, found)
+    try:
+        if json_file:
+            write_json(json_file, found)
+    finally:  # hours of scoring, whose results are not lost with the file
+        if text:
+            print(text, flush=True)
 
 
-def _refuse_unwritable(json_file: Optional[str]) -> None:
+def _check_json(json_file: Optional[str], files: Sequence[str], more: Optional[str]) -> None:
     """Before hours of scoring, not after them."""
-    if not json_file or json_file == "-":
-        return
-    path = Path(json_file)
-    if path.is_dir():
-        raise UserError(f"--json {path} is a folder; name a file in it")
-    # Folders that are not there yet are made.
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"--json {path}: {folder} cannot be written to; name another folder")
+    if json_file and json_file != "-":
+        check_output(json_file, [*files, *([more] if more else [])])
+
+
+def _refuse_run_file(json_file: Optional[str], run: RunDir) -> None:
+    _check_json(json_file, [str(row.path) for row in (*run.predicted(), *run.scored())], None)
+    if json_file and json_file != "-" and run.owns(json_file):
+        raise UserError(f"--json {json_file} is among the run's own files; name one outside "
+                        f"{run.path}, or directly in it")
 
 
 def _failures(rows: Mapping[str, Mapping[str, Any]]) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, List, Sequence, Tuple
 
 from blip_art.errors import EXIT_FAILED, UserError
+from blip_art.outputs import check_output
 from blip_art.score import parse_cache
 from blip_art.score.coco import read_references
 from blip_art.score.parses import shard
@@ -44,6 +45,8 @@ def prepare(arguments: Sequence[str]) -> int:
     from blip_art.score.workers import MetricFailed
 
     index, count = _shard(options.shard)
+    if options.parses:
+        check_output(options.parses, options.references, "--parses")
     if options.threads < 0:
         raise UserError(f"--threads {options.threads}: it must be a whole number above 0")
     began = time.monotonic()

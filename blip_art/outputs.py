@@ -41,15 +41,24 @@ def check_output(output: PathLike, inputs: Iterable[PathLike] = (), option: str 
         raise UserError(f"{option} {path} is a folder; name a file in it")
     if is_stream(path):
         return
-    for source in inputs:
-        with contextlib.suppress(OSError):
-            if path.samefile(source):
-                raise UserError(f"{option} {path} is the input {source}, which would be lost; "
-                                "name another file")
+    refuse_input(path, inputs, option)
     # Folders that are not there yet are made.
     folder = next(parent for parent in final_target(path).parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{option} {path}: {folder} cannot be written to; name another folder")
+
+
+def refuse_input(output: PathLike, inputs: Iterable[PathLike], option: str) -> None:
+    """Refuse an output that is an input's own file, by whatever name or link.
+
+    Raises:
+        UserError: it is one.
+    """
+    for source in inputs:
+        with contextlib.suppress(OSError):
+            if os.path.samefile(output, source) and not is_stream(output):
+                raise UserError(f"{option} {output} is the input {source}, which would be lost; "
+                                "name another")
 
 
 def is_stream(path: PathLike) -> bool:

@@ -14,6 +14,7 @@ from PIL import Image
 from blip_art.data.archive import open_archive
 from blip_art.data.captions import Style
 from blip_art.data.datasets import load_pairs
+from blip_art.data.demo import draw_demo
 from blip_art.data.prepare import Options, prepare
 from blip_art.errors import UserError
 
@@ -203,3 +204,16 @@ def test_an_output_that_cannot_be_written_to_is_one_line(folder, tmp_path):
 def test_the_original_split_is_refused_for_other_pictures(folder, tmp_path):
     with pytest.raises(UserError, match="--split random"):
         prepare(open_archive(folder), tmp_path / "a", Options(split="seed"))
+
+
+def test_data_json_is_not_written_over(folder, tmp_path):
+    for name in ("manifest.json", "texts.json"):
+        archive = folder / name
+        (folder / "data.json").rename(archive)
+        code, _, error = run("prepare", archive, "-o", folder)
+        assert (code, error.count("\n")) == (2, 1)
+        assert "is the input" in error
+        archive.rename(folder / "data.json")
+    with pytest.raises(UserError, match=r"a data\.json that was not drawn here"):
+        draw_demo(folder, pictures=12, size=32)
+    assert json.loads((folder / "data.json").read_text()) == RECORDS

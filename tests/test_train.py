@@ -246,6 +246,15 @@ def test_a_run_folder_that_cannot_be_written_is_named(config, tmp_path):
         open_run(RunDir(tmp_path / "file" / "run"), load_config(config), resume=False, world=ALONE)
 
 
+def test_a_text_log_does_not_go_over_the_captions(config, tmp_path):
+    captions = config.parent / "train.json"
+    before = captions.read_bytes()
+    with pytest.raises(UserError, match=r"output_file .*train\.json is the input"):
+        open_run(RunDir(tmp_path / "run"), load_config(config, [f"output_file={captions}"]),
+                 resume=False, world=ALONE)
+    assert captions.read_bytes() == before
+
+
 @pytest.fixture
 def with_bad_pictures(tmp_path) -> Path:
     config = write_mini(tmp_path, train=6, val=3)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Callable
 
 from blip_art.errors import UserError
+from blip_art.outputs import refuse_input
 
 if TYPE_CHECKING:  # --help must not wait for imports
     from blip_art.cluster.site import Site
@@ -99,6 +100,7 @@ def run_overlay_freeze(args: argparse.Namespace) -> int:
     site = _profile(args.site)
     overlay = _overlay(args.overlay, site)
     target = Path(args.output or overlay.with_suffix(".sqf")).resolve()
+    refuse_input(target, [overlay], "-o")
     freeze(site, str(overlay), target, args.force)
     code = verify(site, str(target))
     if code == 0:

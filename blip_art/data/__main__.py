@@ -16,9 +16,10 @@ from blip_art.data.archive import ARCHIVE_MD5, open_archive
 from blip_art.data.captions import STYLES, Style
 from blip_art.data.datasets import load_pairs, unique_pictures
 from blip_art.data.iconclass import LANGUAGES
-from blip_art.data.prepare import Options, prepare, reference_files, summary
+from blip_art.data.prepare import Options, output_files, prepare, reference_files, summary
 from blip_art.data.splits import SPLITS
 from blip_art.errors import EXIT_FAILED, exit_cleanly
+from blip_art.outputs import refuse_input
 
 EXAMPLES = """
 examples:
@@ -52,6 +53,8 @@ def main() -> int:
 def _prepare(args: argparse.Namespace) -> int:
     images = args.images or Path(args.output).absolute().parent / "Dataset"
     style = Style(args.style, args.keys == "on", args.parents)
+    for path in output_files(args.output):
+        refuse_input(path, [args.archive], "-o")
     archive = open_archive(args.archive, images, args.md5, pictures=args.pictures == "check")
     options = Options(args.split, style, args.language, args.seed, args.pictures == "check",
                       args.bad_pictures)

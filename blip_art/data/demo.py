@@ -58,7 +58,8 @@ def draw_demo(output: PathLike, pictures: int = 2000, seed: int = 42, size: int 
     An interrupted drawing goes on where it stopped.
 
     Raises:
-        UserError: numbers that make no data set, or a folder that refuses writing.
+        UserError: numbers that make no data set, a folder that refuses writing, or another
+            archive's.
     """
     if pictures < 10 or size < 32:
         raise UserError(f"a demo data set has at least 10 pictures of 32 pixels, not {pictures} "
@@ -66,6 +67,9 @@ def draw_demo(output: PathLike, pictures: int = 2000, seed: int = 42, size: int 
     folder = Path(output)
     made = {"version": VERSION, "pictures": pictures, "seed": seed, "size": size}
     marker = folder / "demo.json"
+    if (folder / "data.json").exists() and not marker.exists():
+        raise UserError(f"{folder} has a data.json that was not drawn here and would be lost; "
+                        "choose another folder")
     same = marker.exists() and read_json(marker) == made
     plan = plan_demo(pictures, seed)
     missing = [p for p in plan if not same or not (folder / p.name).exists()]

@@ -82,6 +82,13 @@ def truth_files(output: PathLike) -> List[Path]:
     return [Path(output, "art_gt", f"art_{name.lower()}_gt.json") for name in PARTS[1:]]
 
 
+def output_files(output: PathLike) -> List[Path]:
+    """All that `prepare` writes."""
+    return [*truth_files(output), Path(output, "texts.json"), Path(output, "manifest.json"),
+            *(Path(output, f"iconclass{name}{kind}.json")
+              for name in PARTS for kind in ("", "_split"))]
+
+
 def reference_files(output: PathLike) -> List[Path]:
     """All that runs are scored against: ground truth, and phrases where captions are phrases."""
     return [*truth_files(output), *(Path(output, f"iconclass{name}_split.json")

@@ -16,6 +16,7 @@ from blip_art.distributed import World
 from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json, read_jsonl, write_json, write_jsonl, write_text
 from blip_art.manifest import sha256_of_file, update_manifest
+from blip_art.outputs import refuse_input
 from blip_art.readable import pairs_file
 from blip_art.score.lock import STALE_S, owner, taken
 from blip_art.train.checkpoint import Progress
@@ -52,9 +53,10 @@ def open_run(run: RunDir, config: Config, resume: bool, world: World) -> None:
     Raises:
         UserError: the folder has a checkpoint and `resume` is off, it was run with another
             configuration, other data or another number of ranks, it holds captions or weights of
-            something else, or it cannot be written to.
+            something else, it cannot be written to, or its output_file is a list of pictures.
     """
     def check_and_write() -> None:
+        refuse_input(config.output_file or run.output, _lists(config), "output_file")
         if run.last_checkpoint.exists():
             if not resume:
                 raise UserError(f"{run.path} already has a checkpoint; add --resume to go on, or "

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
 import time
 from typing import Callable, NoReturn, Optional
@@ -19,9 +20,16 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 # Under torchrun every rank meets the same mistake. Rank 0 says it, and its end ends the others;
 # one that is still there after this long met it alone.
+# C0 and C1, and what turns the direction of writing.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _PATIENCE_S = 15.0
 # What a write to standard output ends in when its disk is full, or it is closed.
 _CANNOT_PRINT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
+
+def printable(line: str) -> str:
+    """What a terminal shows and does not obey: control characters are escaped."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
 
 
 class UserError(Exception):
@@ -29,7 +37,8 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         # A loader worker's error arrives with the worker's traceback in front of its message.
-        return super().__str__().rstrip().split("\n")[-1].replace(f"{__name__}.UserError: ", "")
+        line = super().__str__().rstrip().split("\n")[-1]
+        return printable(line.replace(f"{__name__}.UserError: ", ""))
 
 
 def exit_cleanly(main: Callable[[], Optional[int]]) -> NoReturn:

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from blip_art.errors import UserError
@@ -37,10 +38,24 @@ def write(path: Path, value: Any) -> Path:
     ("[" * 100_000, "is not valid JSON"),
     ({"images": []}, "has no list 'annotations'"),
     ([], "holds no captions"),
+    ({"annotations": 7}, "has no list 'annotations'"),
+    ({"images": 7, "annotations": []}, "has no list 'images'"),
+    ({"images": [], "annotations": {}}, "has no list 'annotations'"),
     ([{"image_id": 1}], r"entry 0 \(image_id 1\): 'caption' must be text, not None"),
     ([{"image_id": True, "caption": "a"}], "'image_id' must be text or a whole number, not True"),
     ([{"image_id": "1\ud83d", "caption": "a"}], r"'image_id' holds half a character: '1\\ud83d'"),
-    (["a cat"], "'image_id' must be text or a whole number, not None"),
+    (["a cat"], "entry 0 must be {image_id, caption}, not 'a cat'"),
+    ([{"image_id": 1.0, "caption": "a"}], "'image_id' must be text or a whole number, not 1.0"),
+    ([{"image_id": [1], "caption": "a"}], r"'image_id' must be text or a whole number, not \[1\]"),
+    ([{"image_id": "\x1b[2J\n", "caption": 1}], r"\(image_id \\x1b\[2J\\n\): .* must be text"),
+    ([{"image_id": 1, "caption": None}], "'caption' must be text, not None"),
+    ('[{"image_id": 1, "caption": NaN}]', "'caption' must be text, not nan"),
+    ('[{"image_id": 1, "caption": ' + "[" * 90 + "]" * 90 + "}]", r"must be text, not \[\["),
+    ({"1": "a cat sits"}, "picture 1 must have a list of texts, not 'a cat sits'; write"),
+    ({"1": [["a"]]}, r"picture 1: caption 0 must be text, not \['a'\]"),
+    ({"1": []}, "no reference caption for picture 1"),
+    ("", "not valid JSON"),
+    ("7", "must hold a list of .*, not 7"),
     ({"images": [{"id": 7}], "annotations": []}, "no reference caption for picture 7")])
 def test_wrong_references_are_named(tmp_path: Path, value: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -51,6 +66,57 @@ def test_two_captions_for_a_picture_are_named(tmp_path: Path) -> None:
     rows = [{"image_id": key, "caption": "a cat"} for key in (1, "1", 2)]
     with pytest.raises(UserError, match="more than one caption for picture 1; keep one"):
         read_captions(write(tmp_path / "results.json", rows))
+
+
+@pytest.mark.parametrize(("value", "message"), [
+    ({"1": ["a", "b"]}, "more than one caption for picture 1; keep one"),
+    ({"1": []}, "no caption for picture 1; give one"),
+    ({"1": 7}, "picture 1 must have one text, not 7"),
+    ({"1": [7]}, "picture 1: caption 0 must be text, not 7"),
+    ({"1": None}, "picture 1 must have one text, not None"),
+    ({"annotations": []}, "is ground truth .* references come first"),
+    ('{"1": "a", "1": "b"}', "'1' is there twice"),
+    ("{}", "no caption for picture 1")])
+def test_wrong_results_are_named(tmp_path: Path, value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        paired({1: ["a"]}, read_captions(write(tmp_path / "results.json", value)))
+
+
+@pytest.mark.parametrize(("references", "captions", "message"), [
+    ({"1": "a cat sits"}, {"1": "a"}, "references: picture 1 must have a list of texts, not 'a c"),
+    ({1: ["a"], "1": ["b"]}, {1: "a"}, "references: the ids 1 and '1' are the same picture"),
+    ({1: ["a"]}, {1: "a", "1": "b"}, "captions: the ids 1 and '1' are the same picture"),
+    ({1.0: ["a"]}, {1: "a"}, "references: 'id' must be text or a whole number, not 1.0"),
+    ({(1, 2): ["a"]}, {1: "a"}, r"must be text or a whole number, not \(1, 2\)"),
+    ({1: {"a": 1}}, {1: "a"}, r"references: picture 1 must have a list of texts, not \{'a': 1\}"),
+    ({1: b"a"}, {1: "a"}, "references: picture 1 must have a list of texts, not b'a'"),
+    ({1: ["a"]}, {1: ["a", "b"]}, "captions: more than one caption for picture 1"),
+    ({1: ["a"]}, "a", "captions must hold a list of"),
+    (None, {1: "a"}, "references must hold a list of .*, not None")])
+def test_wrong_calls_are_named(references: Any, captions: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        score(references, captions, ["bleu"])
+
+
+def test_every_shape_of_the_same_captions_is_the_same(tmp_path: Path) -> None:
+    """Ours, COCO's and pycocoevalcap's, in Python and in files."""
+    rows = [{"image_id": 1, "caption": "a cat"}, {"image_id": 1, "caption": "cats"}]
+    expected = paired({1: ["a cat", "cats"]}, {"1": "cat"})
+    assert expected == (["1"], ["cat"], [["a cat", "cats"]])
+    captions: list[Any] = [{1: "cat"}, {1: ["cat"]}, {1: [{"caption": "cat"}]},
+                           [{"image_id": "1", "caption": "cat"}]]
+    references: list[Any] = [
+        rows, {"images": [{"id": 1}], "annotations": rows}, {"annotations": rows},
+        {"1": ("a cat", "cats")}, {1: rows}, {np.int64(1): ["a cat", "cats"]}]
+    for given in captions:
+        assert paired({1: ["a cat", "cats"]}, given) == expected
+        path = write(tmp_path / "results.json", given)
+        assert paired({1: ["a cat", "cats"]}, read_captions(path)) == expected
+    for given in references:
+        assert paired(given, {1: "cat"}) == expected
+    for given in references[:-1]:
+        path = write(tmp_path / "refs.json", given)
+        assert paired(read_references(path), {1: "cat"}) == expected
 
 
 def test_missing_and_extra_pictures_are_named() -> None:
@@ -176,6 +242,18 @@ def test_a_result_that_cannot_be_printed_is_no_success(tmp_path: Path, shell: st
     done = run_score(refs, refs, "--json", "-", shell=shell)
     assert done.returncode == 1
     assert re.fullmatch("error: cannot print the results: .*\n", done.stderr)
+
+
+def test_control_characters_of_captions_reach_no_terminal(tmp_path: Path) -> None:
+    """They could clear the screen, set its title, or turn a line around."""
+    odd = "a cat \x1b[2J\x9b31m \x07\b \u202e sits"
+    refs = write(tmp_path / "refs.json", [{"image_id": 1, "caption": odd}])
+    done = run_score(refs, refs, "--floor", refs)
+    assert done.returncode == 0
+    assert r"a cat \x1b[2J\x9b31m \x07\x08 \u202e sits" in done.stdout
+    other = write(tmp_path / "other.json", [{"image_id": odd, "caption": "a"}])
+    for said in (done.stdout, done.stderr, run_score(refs, other).stderr):
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", said)
 
 
 def test_a_full_disk_costs_the_file_and_not_the_table(tmp_path: Path) -> None:

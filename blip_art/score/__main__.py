@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from blip_art.config import METRIC_NAMES
-from blip_art.errors import EXIT_FAILED, UserError, exit_cleanly
+from blip_art.errors import EXIT_FAILED, UserError, exit_cleanly, printable
 from blip_art.files import RunDir, read_json, write_json
 from blip_art.outputs import check_output
 from blip_art.score import corenlp, prepare
@@ -292,7 +292,8 @@ def _tell(json_file: Optional[str], found: Any, text: str) -> None:
             write_json(json_file, found)
     finally:  # hours of scoring, whose results are not lost with the file
         if text:
-            print(text, flush=True)
+            # Captions are whatever a model or a file says.
+            print("\n".join(map(printable, text.split("\n"))), flush=True)
 
 
 def _check_json(json_file: Optional[str], files: Sequence[str], more: Optional[str]) -> None:

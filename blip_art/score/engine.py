@@ -29,7 +29,7 @@ from blip_art.score.parses import (
     parse_cost,
     word_count,
 )
-from blip_art.score.workers import MetricFailed, Workers
+from blip_art.score.workers import MetricFailed, Workers, shorten
 
 # The longest that work may take: many times what was measured on one slow core.
 SECONDS_A_WORD = 0.1
@@ -126,7 +126,7 @@ class Engine:
         for caption, texts in zip(captions, references):
             if max(_matches(caption, text) for text in texts) > MOST_MATCHES:
                 raise MetricFailed("its aligner does not end where two texts repeat the same "
-                                   f"words so often, at '{caption[:77]}...'")
+                                   f"words so often, at {shorten(caption)}")
         paraphrases.indexed(paraphrases.table_of(self._class_paths["meteor"]), self._cache)
         new = self._spice_follows and self.unparsed([*captions, *itertools.chain(*references)])
         return self._ask_shown("meteor", "METEOR", [
@@ -158,7 +158,8 @@ class Engine:
             raise problems[0]
         hopeless = [text for text in new if text not in self._parses]
         if hopeless:
-            raise MetricFailed(f"it failed {TRIES} times before, at '{hopeless[0][:77]}'", hopeless)
+            raise MetricFailed(f"it failed {TRIES} times before, at {shorten(hopeless[0])}",
+                               hopeless)
         return {text: self._parses[text] for text in texts}
 
     def unparsed(self, texts: Sequence[str]) -> List[str]:

@@ -9,7 +9,7 @@ import re
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Any, Dict, List, Sequence
 
 from blip_art import __version__
 from blip_art.config import METRIC_NAMES
@@ -66,21 +66,24 @@ class Scores:
                 "meteor_counts": self.meteor_counts, "spice_counts": self.spice_counts}
 
 
-def score(references: Mapping[Any, Sequence[str]], captions: Mapping[Any, str],
-          metrics: Sequence[str] = METRIC_NAMES, *, subset: bool = False,
-          **engine_options: Any) -> Scores:
+def score(references: Any, captions: Any, metrics: Sequence[str] = METRIC_NAMES, *,
+          subset: bool = False, **engine_options: Any) -> Scores:
     """Score one set of captions; see Engine for the options.
 
+    Args:
+        references: {id: [texts]}, or what else coco.references_by_id takes.
+        captions: {id: text} or {id: [text]}, or what else coco.captions_by_id takes.
+
     Raises:
-        UserError: unknown metric, pictures that do not match, no Java, no CoreNLP for SPICE.
+        UserError: references or captions of another shape, unknown metric, pictures that do not
+            match, no Java, no CoreNLP for SPICE.
     """
     with Engine(**engine_options) as engine:
         return score_with(engine, references, captions, metrics, subset=subset)
 
 
-def score_with(engine: Engine, references: Mapping[Any, Sequence[str]],
-               captions: Mapping[Any, str], metrics: Sequence[str] = METRIC_NAMES, *,
-               subset: bool = False) -> Scores:
+def score_with(engine: Engine, references: Any, captions: Any,
+               metrics: Sequence[str] = METRIC_NAMES, *, subset: bool = False) -> Scores:
     """The same with an engine that stays, so that a second set's references cost nothing."""
     for name in metrics:
         if name not in METRICS:

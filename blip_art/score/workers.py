@@ -321,7 +321,7 @@ class _Task:
         """Why, the first item it happened to, and to how many."""
         left, at = self.left(), self.culprits(lost)[0]
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        return f"{lost or self.errors[at]}, at {_shown(self.items[at])}{more}"
+        return f"{lost or self.errors[at]}, at {shorten(self.items[at])}{more}"
 
     def culprits(self, lost: str) -> List[int]:
         """The items that failed; a careful worker was lost at the first that is open."""
@@ -331,6 +331,7 @@ class _Task:
         return [next((index for index in left if index not in self.errors), left[0])]
 
 
-def _shown(item: Any) -> str:
+def shorten(item: Any) -> str:
+    """An item for a message: quoted, printable, its first 80 characters."""
     text = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
     return repr(text if len(text) <= 80 else text[:77] + "...")

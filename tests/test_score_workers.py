@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -142,8 +143,9 @@ def test_a_silent_worker_is_ended_and_the_caption_named(
 
 
 def test_a_worker_that_does_not_read_is_replaced(
-        workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests are larger than a pipe holds."""
+        workers: Workers, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    """Requests are larger than a pipe holds; what cost the time is said."""
     workers.map("tokenize", TEXTS, limit_s)
     pid = workers.pid
     assert pid
@@ -157,6 +159,9 @@ def test_a_worker_that_does_not_read_is_replaced(
         assert rescue.is_alive()
     finally:
         rescue.cancel()
+    assert re.fullmatch(rf"scoring: stopped by a signal \(SIGSTOP\), nothing for \d+ s "
+                        rf"\(process {pid}\); another takes its place\n",
+                        capsys.readouterr().err)
 
 
 def test_what_a_worker_died_at_is_named_not_its_neighbour(jars: list[Path]) -> None:

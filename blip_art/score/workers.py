@@ -91,6 +91,14 @@ def cpu_seconds(pid: int) -> float:
     return 0.0
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether SIGSTOP, or a debugger, keeps a process from running."""
+    with contextlib.suppress(OSError):
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        return text.rpartition(")")[2].split()[0] in "Tt"
+    return False
+
+
 def is_eager(pid: int) -> bool:
     """Whether one of its threads wants to run, in most of some looks; one that hangs sleeps."""
     eager = 0
@@ -198,8 +206,10 @@ class Worker:
                     # Beside a training that takes all cores, say: slow, but not hung.
                     limits.grant(wait_s)
                     continue
-                raise WorkerLost(f"nothing for {silence_s:.0f} s" if silence_s <= left_s else
-                                 f"not ready after {limits.total_s + extra_s:.0f} s") from None
+                why = "stopped by a signal (SIGSTOP), " if is_stopped(self.pid) else ""
+                raise WorkerLost(why + (
+                    f"nothing for {silence_s:.0f} s" if silence_s <= left_s else
+                    f"not ready after {limits.total_s + extra_s:.0f} s")) from None
         if answer is None:
             raise WorkerLost(self._last_words())
         if not self._started:
@@ -292,6 +302,9 @@ class Workers:
                              lambda values: task.add([(left[n], value) for n, value in values]),
                              lambda n, why: task.errors.update({left[n]: why}), task.soon)
         except WorkerLost as error:
+            if setup is self._setup:
+                print(f"scoring: {error} (process {self.pid}); another takes its place",
+                      file=sys.stderr)
             self.stop()
             return str(error)
         if setup is not self._setup:

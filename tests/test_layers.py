@@ -28,7 +28,7 @@ LAYERS = {
               "blip_art.report.page", "blip_art.report.runs", "blip_art.report.style",
               "blip_art.report.tables",
               "blip_art.report.words", "blip_art.score", "blip_art.score.__main__",
-              "blip_art.score.answers",
+              "blip_art.score.answers", "blip_art.score.claims",
               "blip_art.score.coco", "blip_art.score.corenlp", "blip_art.score.java",
               "blip_art.score.parse_cache", "blip_art.score.parses", "blip_art.score.prepare",
               "blip_art.score.worker", "blip_art.score.workers",

@@ -10,14 +10,18 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from blip_art.errors import UserError
 from blip_art.score import parse_cache
+from blip_art.score.claims import Claims
+from blip_art.score.engine import Engine
 from blip_art.score.parse_cache import ParseCache, merge, own_part
+from blip_art.score.parses import OnParsed
 
 CAT = {"a red cat": [["cat"], ["cat", "red"]]}
 
@@ -40,6 +44,107 @@ def test_two_processes_share_a_file(path: Path) -> None:
     assert [process.communicate()[1] for process in running] == ["", ""]
     with ParseCache(path, "p") as cache:
         assert len(cache.find([f"{name} {n}" for name in "ab" for n in range(40)])) == 80
+
+
+SHARING = """
+import sys, time
+from blip_art.score import claims
+from blip_art.score.engine import Engine
+claims.BLOCK_S = 0.1
+class Slow:
+    version = "p"
+    def __call__(self, texts, on_parsed):
+        for text in texts:
+            time.sleep(0.02)
+            on_parsed({text: [[word] for word in text.split()]})
+            print(text, flush=True)
+with Engine(parser=Slow(), parses=sys.argv[1], threads=1) as engine:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    engine.propositions([f"text {n}" for n in range(200)])
+"""
+
+
+def scorers(path: Path, count: int) -> list[subprocess.Popen[str]]:
+    """Processes that are about to parse the same 200 texts."""
+    running = [subprocess.Popen([sys.executable, "-c", SHARING, str(path)], text=True,
+                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+               for _ in range(count)]
+    for process in running:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+    return running
+
+
+def test_two_scorers_that_start_at_once_parse_each_text_once(path: Path) -> None:
+    running = scorers(path, 2)
+    for process in running:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    parsed = [process.communicate(timeout=200)[0].split("\n")[:-1] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert all(parsed)
+    assert sorted(parsed[0] + parsed[1]) == sorted(f"text {n}" for n in range(200))
+
+
+def engine_of(path: Path) -> Engine:
+    class Words:
+        version = "p"
+
+        def __call__(self, texts: Sequence[str], on_parsed: OnParsed) -> None:
+            on_parsed({text: [[word] for word in text.split()] for text in texts})
+
+    return Engine(parser=Words(), parses=path, threads=1)
+
+
+def test_a_scorer_that_was_killed_keeps_nobody_waiting(
+        path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [process] = scorers(path, 1)
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    process.stdout.readline()
+    process.kill()
+    done = process.stdout.read().split("\n")
+    with engine_of(path) as engine:
+        engine.propositions([f"text {n}" for n in range(200)])
+        assert 200 - len(done) - 1 <= engine.parsed < 200
+    assert "waiting" not in capsys.readouterr().err
+    process.wait()
+
+
+def test_what_another_host_does_not_parse_in_time_is_parsed(
+        path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ParseCache(path, "p"), Claims(path, "p", 1) as claims:
+        assert claims.take(["a", "b"]) == ["a", "b"]
+        with contextlib.closing(sqlite3.connect(path)) as file, file:
+            file.execute("UPDATE claims SET owner = 'node9 1 x 1', seconds = 1")
+        with engine_of(path) as engine:
+            assert len(engine.propositions(["a", "b", "c"])) == 3
+    assert "2 texts are being parsed by another scorer; waiting" in capsys.readouterr().err
+
+
+def test_after_one_time_out_a_locked_file_costs_nothing(
+        path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(parse_cache, "WAIT_FOR_OTHERS_S", 3.0)
+    texts = [f"text {n}" for n in range(100 * parse_cache.KEYS_AT_ONCE)]
+    with ParseCache(path, "p") as cache, contextlib.closing(sqlite3.connect(path)) as other:
+        cache.add(CAT)
+        other.execute("BEGIN EXCLUSIVE")
+        began = time.monotonic()
+        assert cache.find([*CAT, *texts]) == {}
+        for text in texts[:50]:
+            cache.add({text: []})
+        assert time.monotonic() - began < 60  # not 3 s for each of 100 questions
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert f"'fuser {path}' names the program" in said
+        other.rollback()
+        assert cache.find(list(CAT)) == CAT
+    with ParseCache(path, "p") as cache:
+        assert len(cache.find(texts[:60])) == 50
 
 
 def test_without_locks_each_process_writes_its_own_part_that_is_merged(path: Path) -> None:

@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from tqdm import tqdm
 
@@ -19,6 +19,7 @@ from blip_art.errors import UserError
 from blip_art.files import PathLike
 from blip_art.score import corenlp, java, paraphrases
 from blip_art.score.answers import Answers
+from blip_art.score.claims import Claims
 from blip_art.score.coco import cleaned
 from blip_art.score.parse_cache import FILE_NAME, ParseCache
 from blip_art.score.parses import (
@@ -140,20 +141,7 @@ class Engine:
             MetricFailed: a text could not be parsed; all others are remembered.
         """
         new = self.unparsed(texts)
-        todo = [text for text in new if self._failures[text] < TRIES]
-        problems: List[MetricFailed] = []
-        while todo and len(problems) < TRIES:
-            try:
-                self._parser(todo, self._remember)
-                break
-            except MetricFailed as error:
-                problems.append(error)
-                self._failures.update(error.items)
-                # What failed with it was perhaps not tried.
-                left = [text for text in todo if text not in self._parses]
-                todo = [text for text in left if text not in error.items]
-                if len(todo) == len(left):
-                    break
+        problems = self._parse([text for text in new if self._failures[text] < TRIES])
         if problems:
             raise problems[0]
         hopeless = [text for text in new if text not in self._parses]
@@ -161,6 +149,44 @@ class Engine:
             raise MetricFailed(f"it failed {TRIES} times before, at {shorten(hopeless[0])}",
                                hopeless)
         return {text: self._parses[text] for text in texts}
+
+    def _parse(self, texts: Sequence[str]) -> List[MetricFailed]:
+        """Parse block by block, beside other scorers that may be at the same texts.
+
+        Returns:
+            Why some could not be parsed.
+        """
+        todo = list(texts)
+        problems: List[MetricFailed] = []
+        total = sum(map(parse_cost, todo))
+        path = self._stored_parses().shared_path if todo else None
+        # A bar that counts captions would stand still at the long ones, which come first.
+        with Claims(path, self._parser.version, self._setup.threads) as claims, self._bar(
+                total, "parsing", bar_format=(
+                    "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}")) as bar:
+            def done(parses: Dict[str, Propositions]) -> None:
+                bar.update(sum(map(parse_cost, parses)))
+                self._remember(parses)
+
+            while todo and len(problems) < TRIES:
+                block = claims.take(todo)
+                if not block:
+                    claims.wait_for_others(len(todo))
+                # Others may have parsed it before they gave it back.
+                new = self.unparsed(block)
+                try:
+                    if new:
+                        self._parser(new, done)
+                except MetricFailed as error:
+                    problems.append(error)
+                    self._failures.update(error.items)
+                    todo = [text for text in todo if text not in error.items]
+                    if not set(new) & set(error.items):
+                        break
+                claims.release()
+                todo = self.unparsed(todo)
+                bar.update(total - sum(map(parse_cost, todo)) - bar.n)
+        return problems
 
     def unparsed(self, texts: Sequence[str]) -> List[str]:
         """Those nobody has parsed, each once, the dearest first."""
@@ -193,14 +219,7 @@ class Engine:
     def parse_in_java(self, texts: Sequence[str], on_parsed: OnParsed) -> None:
         """The parser SPICE was published with."""
         self.require_corenlp()
-        # A bar that counts captions would stand still at the long ones, which come first.
-        with self._bar(sum(map(parse_cost, texts)), "parsing", bar_format=(
-                "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}")) as bar:
-            def done(values: List[Tuple[str, Propositions]]) -> None:
-                bar.update(sum(parse_cost(text) for text, _ in values))
-                on_parsed(dict(values))
-
-            self._workers.map("parse", texts, _parse_limit_s, done)
+        self._workers.map("parse", texts, _parse_limit_s, lambda values: on_parsed(dict(values)))
 
     def require_corenlp(self) -> None:
         """Refuse to go on without SPICE's parser.

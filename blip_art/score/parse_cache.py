@@ -30,7 +30,7 @@ from blip_art.score.parses import Propositions
 FILE_NAME = "parses.sqlite"
 WAIT_FOR_OTHERS_S = 60.0
 # After trouble: how soon it is tried again, and how long that may wait.
-RETRY_S, RETRY_WAIT_S = 60.0, 5.0
+RETRY_S, RETRY_WAIT_S = 60.0, 2.0
 # A part that another host has not touched for so long is nobody's.
 QUIET_S = 600.0
 # SQLite's limit for one question was 999 for long.
@@ -70,7 +70,8 @@ class ParseCache:
         self._parser = parser
         self._optional = optional
         self._said = False
-        self._wait_s = WAIT_FOR_OTHERS_S
+        # After one time-out nobody is waited for: 900 texts at a time that would take hours.
+        self._wait_s = RETRY_WAIT_S if optional else WAIT_FOR_OTHERS_S
         self._retry_at = 0.0
         self._unwritten: List[Row] = []
         self._shared: Optional[sqlite3.Connection] = None
@@ -96,11 +97,17 @@ class ParseCache:
         self._shared = self._own = None
         self._parts = []
 
+    @property
+    def shared_path(self) -> Optional[Path]:
+        """The file, where processes can share it."""
+        return self.path if self._locks and self._shared else None
+
     def find(self, texts: Sequence[str]) -> Dict[str, Propositions]:
         """What is known of the texts."""
         found: Dict[str, Propositions] = {}
         for first in range(0, len(texts), KEYS_AT_ONCE):
-            keys = {_key(self._parser, text): text for text in texts[first:first + KEYS_AT_ONCE]}
+            keys = {text_key(self._parser, text): text
+                    for text in texts[first:first + KEYS_AT_ONCE]}
             for key, value in self._rows(list(keys)):
                 # A row that cannot be read is parsed again.
                 with contextlib.suppress(zlib.error, ValueError):
@@ -112,7 +119,7 @@ class ParseCache:
 
         Those are tried again later.
         """
-        self._unwritten += [(_key(self._parser, text), _packed(said))
+        self._unwritten += [(text_key(self._parser, text), _packed(said))
                             for text, said in parses.items()]
         if time.monotonic() >= self._retry_at:
             self.flush()
@@ -141,7 +148,7 @@ class ParseCache:
         parts = parts_of(self.path)
         for part in parts:
             with contextlib.suppress(sqlite3.Error):
-                self._parts.append(_connected(part, "&nolock=1", "ro"))
+                self._parts.append(connect(part, "&nolock=1", "ro"))
         if self.path not in _told and set(parts) - {own_part(self.path)}:
             _print(f"{len(parts)} parts beside {self.path} are read too; when no job writes them, "
                    f"add them to it: python -m blip_art.score merge {self.path}")
@@ -166,11 +173,14 @@ class ParseCache:
                  ) -> Optional[sqlite3.Connection]:
         connection = None
         try:
-            connection = _connected(path, options, mode, self._wait_s)
+            connection = connect(path, options, mode, self._wait_s)
             # Reads the header, and leaves an existing file as it is.
             connection.execute(TABLE)
         except sqlite3.OperationalError as error:
-            if connection and ("readonly" in str(error) or "locked" in str(error)):
+            if connection and "locked" in str(error):
+                self._is_locked(connection)
+                return connection
+            if connection and "readonly" in str(error):
                 return connection
             self._say(f"cannot be used ({error})")
             _close(connection)
@@ -213,12 +223,14 @@ class ParseCache:
         return not self._said and self._shared is not None and self._locks and self._write()
 
     def _try_later(self) -> None:
-        self._retry_at, self._wait_s = time.monotonic() + RETRY_S, RETRY_WAIT_S
+        self._retry_at = time.monotonic() + RETRY_S
 
     def _in_trouble(self, connection: Optional[sqlite3.Connection],
                     error: sqlite3.DatabaseError) -> None:
         broken = not isinstance(error, sqlite3.OperationalError)
-        if not broken:
+        if "locked" in str(error):
+            self._is_locked(connection)
+        elif not broken:
             self._say(f"keeps nothing new ({error}); results are not affected; free space or "
                       "name another file in BLIP_ART_PARSES")
         if broken and connection is self._own:
@@ -228,6 +240,14 @@ class ParseCache:
             _close(self._shared)
             self._shared = self._instead(self.path, error)
 
+    def _is_locked(self, connection: Optional[sqlite3.Connection]) -> None:
+        """It is read without waiting from now on, and written when it is free."""
+        self._wait_s = RETRY_WAIT_S
+        if connection:
+            connection.execute("PRAGMA busy_timeout = 0")
+        self._say(f"another program has locked it; texts are parsed without it and written when it "
+                  f"is free; 'fuser {self.path}' names the program, BLIP_ART_PARSES another file")
+
     def _instead(self, path: Path, error: sqlite3.Error) -> Optional[sqlite3.Connection]:
         """What to use in the place of a broken file; without locks nobody may replace one."""
         if not self._locks:
@@ -236,7 +256,7 @@ class ParseCache:
         try:
             with _alone(path):
                 aside = _put_aside(path) if _is_broken(path) else ""
-                connection = _connected(path, "", wait_s=self._wait_s)
+                connection = connect(path, "", wait_s=self._wait_s)
                 connection.execute(TABLE)
         except (OSError, sqlite3.Error):
             self._say(f"is broken ({error}) and cannot be replaced")
@@ -282,11 +302,11 @@ def merge(target: PathLike, sources: Iterable[PathLike] = ()) -> int:
         # Not immutable: what a job that was killed left half written is first undone.
         options = "" if source in named and can_lock(source.parent) else "&nolock=1"
         try:
-            with contextlib.closing(_connected(source, options, "rw", WAIT_FOR_OTHERS_S)) as file:
+            with contextlib.closing(connect(source, options, "rw", WAIT_FOR_OTHERS_S)) as file:
                 rows = file.execute("SELECT key, value FROM parses").fetchall()
             options = "" if can_lock(target.parent) else "&nolock=1"
             with contextlib.closing(
-                    _connected(target, options, wait_s=WAIT_FOR_OTHERS_S)) as file, file:
+                    connect(target, options, wait_s=WAIT_FOR_OTHERS_S)) as file, file:
                 file.execute(TABLE)
                 new += file.executemany(INSERT, rows).rowcount
         except sqlite3.Error as error:
@@ -307,8 +327,9 @@ def _may_be_written(part: Path) -> bool:
     return int(pid) != os.getpid() and Path("/proc", pid).exists()
 
 
-def _connected(path: Path, options: str, mode: str = "rwc",
-               wait_s: float = RETRY_WAIT_S) -> sqlite3.Connection:
+def connect(path: Path, options: str, mode: str = "rwc",
+            wait_s: float = RETRY_WAIT_S) -> sqlite3.Connection:
+    """A connection to a file of parses; no statement waits longer for other processes."""
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}{options}", uri=True,
                            timeout=wait_s)
 
@@ -329,7 +350,7 @@ def _alone(path: Path) -> Iterator[None]:
 def _is_broken(path: Path) -> bool:
     """Whether it still is: another job may have begun it again."""
     try:
-        with contextlib.closing(_connected(path, "")) as file:
+        with contextlib.closing(connect(path, "")) as file:
             return bool(file.execute("PRAGMA quick_check(1)").fetchone() != ("ok",))
     except sqlite3.OperationalError:
         return False
@@ -346,7 +367,8 @@ def _put_aside(path: Path) -> str:
     return aside.name
 
 
-def _key(parser: str, text: str) -> bytes:
+def text_key(parser: str, text: str) -> bytes:
+    """What a text's parse is found by; two parsers share nothing."""
     return hashlib.blake2b(f"{parser}\0{text}".encode("utf-8", "surrogatepass"),
                            digest_size=16).digest()
 

@@ -91,12 +91,12 @@ def cpu_seconds(pid: int) -> float:
     return 0.0
 
 
-def is_stopped(pid: int) -> bool:
-    """Whether SIGSTOP, or a debugger, keeps a process from running."""
+def state_of(pid: int) -> str:
+    """A process's state, such as R (runs), S (sleeps), T (stopped) or Z (has ended); '' if gone."""
     with contextlib.suppress(OSError):
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-        return text.rpartition(")")[2].split()[0] in "Tt"
-    return False
+        return text.rpartition(")")[2].split()[0]
+    return ""
 
 
 def is_eager(pid: int) -> bool:
@@ -206,7 +206,7 @@ class Worker:
                     # Beside a training that takes all cores, say: slow, but not hung.
                     limits.grant(wait_s)
                     continue
-                why = "stopped by a signal (SIGSTOP), " if is_stopped(self.pid) else ""
+                why = "stopped by a signal (SIGSTOP), " if state_of(self.pid) in ("T", "t") else ""
                 raise WorkerLost(why + (
                     f"nothing for {silence_s:.0f} s" if silence_s <= left_s else
                     f"not ready after {limits.total_s + extra_s:.0f} s")) from None

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import hashlib
 import json
 import os
 import resource
@@ -24,7 +26,7 @@ from blip_art.score import answers as java_answers
 from blip_art.score import corenlp, paraphrases
 from blip_art.score.__main__ import main
 from blip_art.score.answers import Answers
-from blip_art.score.engine import Engine
+from blip_art.score.engine import JAVA_PARSER, PARSER_RULES, Engine
 from blip_art.score.parse_cache import ParseCache
 from blip_art.score.parses import OnParsed, parse_cost, shard
 from blip_art.score.prepare import report
@@ -222,7 +224,7 @@ import sys, time
 from pathlib import Path
 from blip_art.score import corenlp, paraphrases
 from blip_art.score.__main__ import main
-from blip_art.score.engine import Engine
+from blip_art.score.engine import JAVA_PARSER, PARSER_RULES, Engine
 class Slow:
     version = "fake-1"
     def __call__(self, texts, on_parsed):
@@ -305,6 +307,38 @@ def test_answers_count_for_the_same_java_and_the_same_code(path: Path, tmp_path:
             (folder / name).write_text(f"{name} {name == changed}")
         hashes.add(java_answers.rules(folder))
     assert len(hashes) == 1 + len(java_answers.RULES)
+
+
+# The code behind each number of PARSER_RULES, without comments and docstrings.
+PARSER_CODE = {1: {"chart.py": "050719a5d312a005", "java_parser.py": "e0db12ecc11bc736",
+                   "java_trees.py": "e9e591989b687d4b"}}
+
+
+def code_hash(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    skipped: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        first = getattr(node, "body", None)
+        if isinstance(first, list) and first and isinstance(first[0], ast.Expr) and isinstance(
+                first[0].value, ast.Constant):
+            skipped.update(range(first[0].lineno, (first[0].end_lineno or 0) + 1))
+    lines = (line.partition("  #")[0].rstrip() for number, line in enumerate(text.split("\n"), 1)
+             if number not in skipped)
+    code = "\n".join(line for line in lines if line and not line.lstrip().startswith("#"))
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+def test_parses_are_kept_under_the_version_of_the_code_that_made_them(repo: Path) -> None:
+    """If this fails: can a parse come out otherwise? Then raise PARSER_RULES and add its hashes.
+
+    If it cannot, as after a renaming, put the new hashes in the place of the old ones: nobody
+    parses again.
+    """
+    found = {name: code_hash(repo / "blip_art" / "score" / name)
+             for name in ("chart.py", "java_parser.py", "java_trees.py")}
+    assert found == PARSER_CODE[PARSER_RULES]
+    # What users parsed before there were numbers is the first's.
+    assert PARSER_RULES > 1 or JAVA_PARSER == "corenlp-3.6.0 englishPCFG, spice-1.0"
 
 
 def test_tests_leave_the_users_parses_alone() -> None:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import re
@@ -12,17 +14,27 @@ import resource
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_text
 from blip_art.score import java
 from blip_art.score.__main__ import main
-from blip_art.score.coco import cleaned, paired, read_captions, read_references
+from blip_art.score.coco import (
+    captions_by_id,
+    cleaned,
+    paired,
+    read_captions,
+    read_references,
+    references_by_id,
+)
 from blip_art.score.engine import Engine
 from blip_art.score.metrics import METRICS, f_score
 from blip_art.score.scoring import score
@@ -98,6 +110,35 @@ def test_wrong_calls_are_named(references: Any, captions: Any, message: str) -> 
         score(references, captions, ["bleu"])
 
 
+TEXTS = st.text(st.characters(), max_size=4)  # halves of characters too
+IDS = st.one_of(TEXTS, st.integers(), st.floats(), st.booleans(), st.none())
+VALUES = st.recursive(
+    st.one_of(IDS, st.binary(max_size=2)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(IDS, inner, max_size=3),
+        st.fixed_dictionaries({}, optional=dict.fromkeys(
+            ("image_id", "id", "caption", "images", "annotations"), inner))), max_leaves=12)
+
+
+def reads(read: Callable[[Any], dict[str, Any]], value: Any) -> str:
+    """What is wrong, or '' if it is read."""
+    try:
+        assert all(isinstance(key, str) for key in read(value))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@settings(max_examples=150, deadline=None)
+@given(VALUES, VALUES)
+def test_whatever_is_given_is_read_or_named_in_a_line(references: Any, captions: Any) -> None:
+    for read in (references_by_id, captions_by_id):
+        assert re.fullmatch("(references|captions)[^\x00-\x1f]*|", reads(read, references))
+    with contextlib.suppress(UserError):
+        _, texts, lists = paired(references, captions, subset=True)
+        assert all(isinstance(text, str) for text in [*texts, *itertools.chain(*lists)])
+
+
 def test_every_shape_of_the_same_captions_is_the_same(tmp_path: Path) -> None:
     """Ours, COCO's and pycocoevalcap's, in Python and in files."""
     rows = [{"image_id": 1, "caption": "a cat"}, {"image_id": 1, "caption": "cats"}]
@@ -108,14 +149,14 @@ def test_every_shape_of_the_same_captions_is_the_same(tmp_path: Path) -> None:
     references: list[Any] = [
         rows, {"images": [{"id": 1}], "annotations": rows}, {"annotations": rows},
         {"1": ("a cat", "cats")}, {1: rows}, {np.int64(1): ["a cat", "cats"]}]
-    for given in captions:
-        assert paired({1: ["a cat", "cats"]}, given) == expected
-        path = write(tmp_path / "results.json", given)
+    for shape in captions:
+        assert paired({1: ["a cat", "cats"]}, shape) == expected
+        path = write(tmp_path / "results.json", shape)
         assert paired({1: ["a cat", "cats"]}, read_captions(path)) == expected
-    for given in references:
-        assert paired(given, {1: "cat"}) == expected
-    for given in references[:-1]:
-        path = write(tmp_path / "refs.json", given)
+    for shape in references:
+        assert paired(shape, {1: "cat"}) == expected
+    for shape in references[:-1]:
+        path = write(tmp_path / "refs.json", shape)
         assert paired(read_references(path), {1: "cat"}) == expected
 
 

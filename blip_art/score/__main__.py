@@ -31,9 +31,11 @@ EPILOG = """examples:
   python -m blip_art.score --follow runs/caption_art          the same while it is training
   python -m blip_art.score compare a.json b.json              is B better, or is it chance?
 
-REFS.json is COCO ground truth ({"images": [...], "annotations": [{"image_id", "caption"}]}) or a
-list of {"image_id", "caption"}; RESULTS.json is a list with one caption a picture. Ids match as
-text: 7 and "7" are the same picture. A picture without a caption is an error unless --subset.
+REFS.json is COCO ground truth ({"images": [...], "annotations": [{"image_id", "caption"}]}), a
+list of {"image_id", "caption"}, or {id: [captions]}; RESULTS.json is such a list with one caption a
+picture, {id: caption} or {id: [caption]}. Both may be gzipped. Ids match as text: 7 and "7" are the
+same picture. A picture without a caption is an error unless --subset. --json FILE may be a pipe or
+a device, but not a file that is read.
 
 metrics:
   bleu      matching groups of 1 to 4 words, of all pictures at once (Papineni et al. 2002)

@@ -42,7 +42,11 @@ MOST_MATCHES, FEW_MATCHES = 2_000_000, 10_000
 # Calls in which a text may fail, each time in two workers, and texts that may fail in one call.
 TRIES = 2
 LimitOf = Callable[[Any], float]
-JAVA_PARSER = f"corenlp-{corenlp.VERSION} englishPCFG, spice-1.0"
+# Our own code decides parses too (chart, java_trees, java_parser). Raise this when a text's parse
+# can come out otherwise: what is on users' disks is then parsed again. 1 is not part of the name.
+PARSER_RULES = 1
+JAVA_PARSER = f"corenlp-{corenlp.VERSION} englishPCFG, spice-1.0" + (
+    f", rules {PARSER_RULES}" if PARSER_RULES > 1 else "")
 
 
 class Engine:

@@ -20,6 +20,8 @@ LAYERS = {
     "login": ("launch", "blip_art", "blip_art.errors", "blip_art.files", "blip_art.config",
               "blip_art.manifest", "blip_art.merge", "blip_art.outputs", "blip_art.cluster",
               "blip_art.cluster.*",
+              "blip_art.manifest", "blip_art.merge", "blip_art.cluster", "blip_art.cluster.*",
+              "blip_art.digest",
               "blip_art.data", "blip_art.data.__main__", "blip_art.data.archive",
               "blip_art.data.captions", "blip_art.data.datasets", "blip_art.data.iconclass",
               "blip_art.data.make_split_hashes", "blip_art.data.motifs", "blip_art.data.prepare",

@@ -44,8 +44,7 @@ def written_aside(path: PathLike, durable: bool = True) -> Iterator[Path]:
         yield aside
         aside.chmod(mode)  # safetensors makes files that a colleague could not read
         if durable:
-            with open(aside, "rb") as written:
-                os.fsync(written.fileno())  # on disk before the old file is gone
+            sync(aside)  # on disk before the old file is gone
         os.replace(aside, target)
     except OSError as error:
         if error.filename in (None, str(aside), str(target), *map(str, target.parents)):
@@ -55,6 +54,12 @@ def written_aside(path: PathLike, durable: bool = True) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
+
+
+def sync(path: PathLike) -> None:
+    """Wait until the disk has the file's content."""
+    with open(path, "rb") as written:
+        os.fsync(written.fileno())
 
 
 def write_text(path: PathLike, text: str, durable: bool = True) -> None:
@@ -186,6 +191,15 @@ class RunDir:
     @property
     def last_checkpoint(self) -> Path:
         return self.checkpoints / "last.pt"
+
+    @property
+    def previous_checkpoint(self) -> Path:
+        """The checkpoint before the last, for a last one that turns out to be damaged."""
+        return self.checkpoints / "previous.pt"
+
+    def saved_checkpoints(self) -> List[Path]:
+        """What a training can go on from, newest first."""
+        return [path for path in (self.last_checkpoint, self.previous_checkpoint) if path.exists()]
 
     @property
     def slurm(self) -> Path:

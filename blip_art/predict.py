@@ -205,11 +205,11 @@ def _weights(args: argparse.Namespace, run: RunDir, config: Config) -> tuple[str
     """The weights to read and the epoch their captions are filed under."""
     saved = run.saved_epochs()
     if args.weights:
-        if saved or run.last_checkpoint.exists():
+        if saved or run.saved_checkpoints():
             raise UserError(f"{run.path} is a training's: captions of other weights would replace "
                             "its own; choose another --run, with --config CONFIG.yaml")
         return args.weights, args.epoch or 0
-    if not saved and config.model.pretrained and not run.last_checkpoint.exists():
+    if not saved and config.model.pretrained and not run.saved_checkpoints():
         return config.model.pretrained, args.epoch or 0
     epoch = args.epoch if args.epoch is not None else (
         read_json(run.best)["epoch"] if run.best.exists() else (saved or [-1])[-1])

@@ -139,7 +139,7 @@ def lacking(members: Sequence[sweeps.Member], living: Sequence[Live]
 
 def has_begun(run: RunDir) -> bool:
     """Whether there is something of a run that other settings would not go with."""
-    return run.config.exists() and (run.last_checkpoint.exists() or bool(run.predicted()))
+    return run.config.exists() and (bool(run.saved_checkpoints() or run.predicted()))
 
 
 def refuse_other_settings(asked: Iterable[Tuple[RunDir, Config]]) -> None:
@@ -215,7 +215,7 @@ def _go(args: argparse.Namespace, repo: Path, site: Site, run: RunDir, stages: S
 
 
 def _training_inputs(run: RunDir, config: Config) -> Dict[str, Path]:
-    return inputs_of(config, weights=not run.last_checkpoint.exists())
+    return inputs_of(config, weights=not run.saved_checkpoints())
 
 
 def _snapshot(repo: Path, code: Path, living: Sequence[Live]) -> None:

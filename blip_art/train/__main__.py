@@ -42,11 +42,11 @@ from blip_art.model.weights import load_weights, save_weights
 from blip_art.predict import caption_split, check_lengths
 from blip_art.readable import freeze_references, readable_pairs
 from blip_art.retention import prune_weights
-from blip_art.train.batches import EpochBatches
-from blip_art.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from blip_art.train.batches import EpochBatches, steps_per_epoch
+from blip_art.train.checkpoint import Identity, Progress, load_checkpoint, save_checkpoint
 from blip_art.train.faster import COMPILED_LENGTH, faster_steps
 from blip_art.train.optim import Stepper, autocast, learning_rate
-from blip_art.train.setup import alone_in, open_run, write_epoch, write_state
+from blip_art.train.setup import alone_in, open_run, run_identity, write_epoch, write_state
 
 # What a rank wants after a step; all do what the most urgent one wants.
 GO_ON, SAVE, LEAVE = range(3)
@@ -112,6 +112,7 @@ class Training:
     stepper: Stepper
     ema: Any  # timm's ModelEmaV3, or None
     faster: Forwards
+    identity: Identity
 
     def __post_init__(self) -> None:
         # Moves refused in this epoch, and how many in a row up to now.
@@ -135,7 +136,7 @@ class Training:
         """Write last.pt; all ranks return when it is whole, since one that left early would
         take the writer along."""
         self.world.on_main(lambda: save_checkpoint(
-            self.run, progress, self.model, self.stepper, self.ema))
+            self.run, self.identity, progress, self.model, self.stepper, self.ema))
 
 
 def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionTokenizer,
@@ -147,7 +148,7 @@ def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionToke
     """
     torch.manual_seed(config.seed)  # the same first weights on every rank
     model = build_captioner(config.model, tokenizer)
-    if config.model.pretrained and not run.last_checkpoint.exists():
+    if config.model.pretrained and not run.saved_checkpoints():
         load_weights(model, config.model.pretrained)
     if config.train.grad_checkpointing:
         model.set_grad_checkpointing()
@@ -156,7 +157,10 @@ def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionToke
     decay = config.train.ema_decay
     ema = timm.utils.ModelEmaV3(model, decay=decay) if decay else None
     check_lengths(config, model)
-    progress = load_checkpoint(run, model, stepper, ema, world.device)
+    identity = run_identity(config, run, world)
+    steps = steps_per_epoch(len(pairs), config.train.batch_size, world.size)
+    progress = load_checkpoint(run, identity, config.train.epochs, steps, model, stepper, ema,
+                               world)
     ddp: Any = model
     if world.size > 1:
         ddp = DistributedDataParallel(
@@ -174,7 +178,7 @@ def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionToke
     faster = faster_steps(model, config.train.compile, stepper.dtype,
                           graphs=world.size == config.train.accumulate == 1)
     training = Training(config, run, world, stop, tokenizer, batches, loader, model, ddp, stepper,
-                        ema, faster)
+                        ema, faster, identity)
 
     while progress.epoch < config.train.epochs:
         write_state(run, world, "running", epoch=progress.epoch, epochs=config.train.epochs)
@@ -182,7 +186,7 @@ def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionToke
             train_epoch(training, progress)
         evaluated = ema.module if ema else model
         if world.is_main:
-            save_weights(evaluated, run.weights(progress.epoch))
+            save_weights(evaluated, run.weights(progress.epoch), identity)
             print(write_epoch(run, config, progress, stepper, batches.steps), flush=True)
             prune_weights(run, config.train.keep)
         for split in config.generate.splits:

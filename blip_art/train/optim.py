@@ -126,6 +126,30 @@ class Stepper:
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
+    def find_problems(self, state: dict[str, Any]) -> list[str]:
+        """What in a saved state is not of this optimizer: torch would take any shape, and its
+        kernels would read behind the end of a short one."""
+        ours = [p for group in self.optimizer.param_groups for p in group["params"]]
+        try:
+            moments = state["optimizer"]["state"]
+            problems = [f"optimizer: {name} of parameter {index} is {tuple(tensor.shape)}"
+                        for index, averages in moments.items() for name, tensor in averages.items()
+                        if tensor.shape != (() if name == "step" else ours[index].shape)
+                        or not tensor.is_floating_point()]
+            if any(averages.keys() != {"step", "exp_avg", "exp_avg_sq"}
+                   for averages in moments.values()):
+                problems.append("optimizer: not of AdamW")
+            if self.scaler.is_enabled() and not all(
+                    isinstance(state["scaler"][name], (int, float))
+                    for name in self.scaler.state_dict()):
+                problems.append("scaler: not numbers")
+        except (AttributeError, LookupError, TypeError) as error:
+            problems = [f"optimizer or scaler: {type(error).__name__} {error}"]
+        return problems
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Take over the moments; rates and decays are the configuration's."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict(
+            {"state": state["optimizer"]["state"], "param_groups": groups})
         self.scaler.load_state_dict(state["scaler"])

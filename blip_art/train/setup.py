@@ -6,20 +6,37 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from blip_art.config import HARMLESS, Config, differences, dump_config, load_config
+from blip_art.config import (
+    HARMLESS,
+    Config,
+    config_to_dict,
+    differences,
+    dump_config,
+    load_config,
+)
 from blip_art.distributed import World
 from blip_art.errors import UserError
-from blip_art.files import RunDir, read_json, read_jsonl, write_json, write_jsonl, write_text
+from blip_art.files import (
+    RunDir,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from blip_art.manifest import sha256_of_file, update_manifest
 from blip_art.outputs import refuse_input
 from blip_art.readable import pairs_file
 from blip_art.score.lock import STALE_S, owner, taken
-from blip_art.train.checkpoint import Progress
+from blip_art.train.checkpoint import Identity, Progress
 from blip_art.train.optim import Stepper, learning_rate
 
 WAIT_S, REQUEUED_WAIT_S = 5.0, STALE_S + 60.0
@@ -57,7 +74,7 @@ def open_run(run: RunDir, config: Config, resume: bool, world: World) -> None:
     """
     def check_and_write() -> None:
         refuse_input(config.output_file or run.output, _lists(config), "output_file")
-        if run.last_checkpoint.exists():
+        if run.saved_checkpoints():
             if not resume:
                 raise UserError(f"{run.path} already has a checkpoint; add --resume to go on, or "
                                 "choose another --run")
@@ -70,13 +87,42 @@ def open_run(run: RunDir, config: Config, resume: bool, world: World) -> None:
         write_text(run.config, dump_config(config))
         # Relative paths in the configuration start here; whoever scores may stand elsewhere.
         update_manifest(run, stage="train", data=_lists(config), cwd=os.getcwd(),
-                        ranks=world.size, device=world.device.type)
+                        ranks=world.size, device=world.device.type, run_id=_run_id(run))
     world.on_main(check_and_write)
 
 
 def _lists(config: Config) -> list[Path]:
     return [path for split in ("train", *config.generate.splits)
             if (path := pairs_file(config, split)).exists()]
+
+
+def _run_id(run: RunDir) -> str:
+    """A name of the run that no other has, whatever its folder is called."""
+    known = read_json(run.manifest).get("run_id") if run.manifest.exists() else ""
+    return str(known or uuid.uuid4().hex)
+
+
+def run_identity(config: Config, run: RunDir, world: World) -> Identity:
+    """What stands in the files of a run, so that another run's are not taken for its own."""
+    found: list[Identity] = []
+    world.on_main(lambda: found.append(_identity(config, run)))
+    identity: Identity = world.gather(found)[0][0]
+    return identity
+
+
+def _identity(config: Config, run: RunDir) -> Identity:
+    values = config_to_dict(config)
+    manifest = read_json(run.manifest)
+    for name in HARMLESS:
+        section, _, key = name.rpartition(".")
+        (values[section] if section else values).pop(key)
+    data = {path.name: manifest["data"][str(path)] for path in _lists(config)}
+    return {"seed": config.seed, "configuration": _sha256(values), "data": _sha256(data),
+            "run": manifest["run_id"]}
+
+
+def _sha256(values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _refuse_changes(run: RunDir, config: Config, world: World) -> None:

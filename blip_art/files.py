@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import gzip
 import json
 import os
 import re
+import time
 import zlib
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
@@ -18,6 +20,7 @@ from blip_art.errors import UserError
 from blip_art.outputs import PathLike, final_target, is_stream, passed_into
 
 GZIP_MAGIC = b"\x1f\x8b"
+DAY_S = 24 * 3600.0
 
 
 @contextlib.contextmanager
@@ -60,6 +63,21 @@ def sync(path: PathLike) -> None:
     """Wait until the disk has the file's content."""
     with open(path, "rb") as written:
         os.fsync(written.fileno())
+
+
+def remove_leftovers(folder: Path, name: str = "", alone: bool = False) -> None:
+    """Remove the temporary files in `folder`, of one target or of all, whose writers were killed.
+
+    A writer is dead when it ran on this machine and is gone, or has not written for a day. `alone`:
+    the caller is the only one who writes there, so none of them is alive.
+    """
+    for left in folder.glob(f".{glob.escape(name) or '*'}.*.tmp"):
+        with contextlib.suppress(OSError):  # another one was faster
+            *_, pid = left.name[:-len(".tmp")].split(".")
+            here = f".{os.uname().nodename}.{pid}.tmp"
+            dead = left.name.endswith(here) and not Path("/proc", pid).exists()
+            if pid.isdigit() and (alone or dead or time.time() - left.stat().st_mtime > DAY_S):
+                left.unlink()
 
 
 def write_text(path: PathLike, text: str, durable: bool = True) -> None:

@@ -295,6 +295,25 @@ def test_ground_truth_without_a_picture_of_the_list_is_named(config, tmp_path):
         freeze_references(loaded, RunDir(tmp_path), "val", ALONE)
 
 
+def test_what_killed_writers_left_is_removed_and_nothing_else(config: Path, tmp_path: Path) -> None:
+    run, host = RunDir(tmp_path / "run"), os.uname().nodename
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    left = [run.checkpoints / f".last.pt.elsewhere.{os.getpid()}.tmp",  # only we write there
+            run.checkpoints / f".epoch_00.safetensors.{host}.{os.getpid()}.tmp",
+            run.path / "predictions" / f".val_00.json.{host}.{dead.pid}.tmp",
+            run.path / f".state.json.elsewhere.{dead.pid}.tmp"]
+    alive = [run.path / "predictions" / f".val_00.json.{host}.{os.getppid()}.tmp",
+             run.path / "scores" / f".val_00.json.elsewhere.{dead.pid}.tmp",
+             run.path / "notes.tmp", run.checkpoints / ".mine.tmp"]
+    for path in left + alive:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    os.utime(left[-1], (0, 0))
+    open_run(run, load_config(config), resume=True, world=ALONE)
+    assert [path for path in left + alive if path.exists()] == alive
+
+
 def batches_of(pairs, rank, ranks, epoch=2, start_step=0):
     batches = EpochBatches(pairs, 4, rank, ranks, seed=1)
     batches.begin(epoch, start_step)

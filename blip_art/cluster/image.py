@@ -21,7 +21,7 @@ from blip_art.cluster.container import check_image
 from blip_art.cluster.runtime import APPTAINER, FAST, program_version
 from blip_art.cluster.site import Site
 from blip_art.errors import UserError
-from blip_art.files import written_aside
+from blip_art.files import remove_leftovers, written_aside
 
 REPO = Path(__file__).resolve().parents[2]
 DEFINITION = "singularity/blip_art.def"
@@ -123,7 +123,7 @@ def build_image(plan: Build, force: bool = False, run: Run = call) -> None:
     folder = os.environ.get("APPTAINER_TMPDIR") or tempfile.gettempdir()
     need_space(folder, UNPACKED_GB, "set APPTAINER_TMPDIR to a folder that has them")
     need_space(str(plan.target.parent), PACKED_GB, "choose another place with -o")
-    remove_leftovers(plan.target)
+    remove_leftovers(plan.target.parent, plan.target.name)
     start = time.monotonic()
     with written_aside(plan.target) as aside, tempfile.NamedTemporaryFile(
             "w", suffix=".env") as variables:
@@ -157,15 +157,6 @@ def check_target(target: Path, force: bool, what: str) -> None:
         raise UserError(f"no folder {target.parent}; make it, or choose another place with -o")
     if not os.access(target.parent, os.W_OK):
         raise UserError(f"cannot write to {target.parent}; choose another place with -o")
-
-
-def remove_leftovers(target: Path) -> None:
-    """What builds of this machine have left that were killed; those that run keep theirs."""
-    name = f".{target.name}.{os.uname().nodename}."
-    for left in target.parent.glob(f"{name}*.tmp"):
-        pid = left.name[len(name):-len(".tmp")]
-        if pid.isdigit() and not Path("/proc", pid).exists():
-            left.unlink()
 
 
 def need_program(name: str) -> None:

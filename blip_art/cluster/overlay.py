@@ -21,13 +21,12 @@ from blip_art.cluster.image import (
     check_target,
     need_program,
     need_space,
-    remove_leftovers,
     tell_built,
 )
 from blip_art.cluster.runtime import squashfs_options
 from blip_art.cluster.site import Site
 from blip_art.errors import EXIT_FAILED, UserError
-from blip_art.files import written_aside
+from blip_art.files import remove_leftovers, written_aside
 
 # Measured: 1.0 GB.
 OVERLAY_GB = 2
@@ -58,7 +57,7 @@ def build_overlay(site: Site, plan: Build, force: bool = False, run: Run = call)
         raise UserError(f"overlay {plan.target} is in use by {holder}; wait, or choose another "
                         "place with -o")
     need_space(str(plan.target.parent), OVERLAY_GB, "choose another place with -o")
-    remove_leftovers(plan.target)
+    remove_leftovers(plan.target.parent, plan.target.name)
     start = time.monotonic()
     if run(plan.command(plan.target), plan.env):
         raise UserError("the overlay could not be built, see the words above; a registry that is "

@@ -28,6 +28,7 @@ from blip_art.files import (
     RunDir,
     read_json,
     read_jsonl,
+    remove_leftovers,
     write_json,
     write_jsonl,
     write_text,
@@ -39,6 +40,8 @@ from blip_art.score.lock import STALE_S, owner, taken
 from blip_art.train.checkpoint import Identity, Progress
 from blip_art.train.optim import Stepper, learning_rate
 
+# Folders of a run that trainings, and others beside them, write to.
+_WRITTEN = ("predictions", "references", "bad_pictures", "scores")
 WAIT_S, REQUEUED_WAIT_S = 5.0, STALE_S + 60.0
 
 
@@ -74,6 +77,7 @@ def open_run(run: RunDir, config: Config, resume: bool, world: World) -> None:
     """
     def check_and_write() -> None:
         refuse_input(config.output_file or run.output, _lists(config), "output_file")
+        _remove_litter(run)
         if run.saved_checkpoints():
             if not resume:
                 raise UserError(f"{run.path} already has a checkpoint; add --resume to go on, or "
@@ -89,6 +93,13 @@ def open_run(run: RunDir, config: Config, resume: bool, world: World) -> None:
         update_manifest(run, stage="train", data=_lists(config), cwd=os.getcwd(),
                         ranks=world.size, device=world.device.type, run_id=_run_id(run))
     world.on_main(check_and_write)
+
+
+def _remove_litter(run: RunDir) -> None:
+    """What killed writers have left; nobody else writes checkpoints while the lock is held."""
+    remove_leftovers(run.checkpoints, alone=True)
+    for folder in {run.path, *(run.path / name for name in _WRITTEN)}:
+        remove_leftovers(folder)
 
 
 def _lists(config: Config) -> list[Path]:

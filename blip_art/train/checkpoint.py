@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import stat
 import struct
 from dataclasses import dataclass
 from math import isfinite
@@ -143,7 +144,7 @@ def _read_together(path: Path, world: World) -> tuple[dict[str, Any] | None, str
 
 def read_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Any] | None, _Verdict]:
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
             return None, _Verdict(damage=f"{path} is no file")
         place = _digest_place(path)
         digest = check_digest(path, place) if place else ""

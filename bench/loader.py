@@ -6,7 +6,7 @@ The original's operations, in its order, through torchvision and Pillow: RandomR
 (bicubic), flip, RandAugment(2, 5), ToTensor, Normalize. Both read the same JPEG files in one
 process on one core; without --pictures, drawn ones of 500 x 400 pixels. Ours ends with bytes, so
 that making floats of a batch is measured with it. The table goes to bench/results/loader.md and
-.json.
+.json. With --large: the memory that large pictures take (bench/large_pictures.py).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from torchvision.transforms.functional import InterpolationMode, affine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.large_pictures import table
 from bench.side_by_side import command_line, write_table
 from blip_art.data.pictures import decode
 from blip_art.data.transforms import (
@@ -72,6 +73,9 @@ class EveryOperation:
 def main() -> None:
     """Measure, print and write the table."""
     options = _options()
+    if options.large:
+        write_table("loader_large", command_line(), "cpu", table(options.before))
+        return
     torch.set_num_threads(1)
     plain = Compose([
         RandomResizedCrop(options.side, scale=(0.5, 1.0), interpolation=InterpolationMode.BICUBIC),
@@ -125,6 +129,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pictures", type=Path, help="a folder of JPEG files")
     parser.add_argument("--side", type=int, default=384)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--large", action="store_true", help="megabytes of 100-megapixel files")
+    parser.add_argument("--before", type=Path, help="another checkout, to measure beside this one")
     return parser.parse_args()
 
 

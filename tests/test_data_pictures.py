@@ -1,6 +1,8 @@
 """Reading pictures of every mode, finding bad ones, and augmenting them repeatably."""
 
 import io
+import os
+import socket
 
 import numpy as np
 import pytest
@@ -86,6 +88,69 @@ def test_an_entry_is_found_by_its_path_or_its_name(pictures):
     assert find_picture(pictures, "data/1.png") == pictures / "data" / "1.png"
     assert find_picture(pictures, "data/2.png") == pictures / "2.png"
     assert find_picture(pictures, "data/none.png") == pictures / "data" / "none.png"
+
+
+@pytest.mark.parametrize("entry", ["../1.png", "data/../../1.png", "a/../1.png", "/etc/passwd"])
+def test_an_entry_that_leads_out_of_the_folder_is_refused(entry, pictures):
+    with pytest.raises(UserError, match=f"'{entry}' leads out of the folder of pictures"):
+        find_picture(pictures, entry)
+
+
+def test_pictures_may_be_links_to_elsewhere(pictures, tmp_path_factory):
+    root = tmp_path_factory.mktemp("links")
+    (root / "here.png").symlink_to(pictures / "1.png")
+    (root / "folder").symlink_to(pictures)
+    for entry in ("here.png", "data/here.png", "folder/1.png"):
+        assert read_picture(find_picture(root, entry)).size == (48, 40)
+
+
+def test_names_that_no_file_can_have_are_bad_pictures(pictures):
+    (pictures / "data").mkdir()
+    entries = ["data/" + "n" * 300 + ".png", "ä" * 200 + ".png", "1.png/2.png", "data/1\0.png"]
+    bad = check_pictures([find_picture(pictures, entry) for entry in entries])
+    assert [b.reason for b in bad] == ["File name too long", "File name too long",
+                                       "Not a directory", "embedded null byte"]
+
+
+def test_a_folder_without_permission_is_a_reason(pictures):
+    pictures.chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65_534)  # root may search any folder
+        bad = check_pictures([find_picture(pictures, "data/1.png")])
+    finally:
+        os.seteuid(user)
+        pictures.chmod(0o755)
+    assert [b.reason for b in bad] == ["Permission denied"]
+
+
+@pytest.mark.timeout(60)  # it hung for ever
+def test_what_is_no_file_is_told_at_once(tmp_path):
+    os.mkfifo(tmp_path / "1.png")
+    (tmp_path / "2.png").mkdir()
+    (tmp_path / "3.png").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "4.png"))
+        bad = check_pictures(sorted(tmp_path.iterdir()))
+    assert [b.reason for b in bad] == [
+        "a named pipe and not a file", "a folder and not a file", "a device and not a file",
+        "No such device or address"]
+
+
+def test_what_is_no_number_in_a_scientific_tiff_is_black(tmp_path):
+    levels = np.array([[np.nan, 0.0, 1.0, np.inf]], np.float32)
+    Image.fromarray(levels).save(tmp_path / "1.tif")
+    grey = np.asarray(read_picture(tmp_path / "1.tif"))[0, :, 0]
+    assert grey.tolist() == [0, 0, 255, 255]
+
+
+def test_the_first_of_several_pictures_in_a_file_is_taken(tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    for name in ("a.gif", "a.tif", "a.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        red, _, blue = corner(tmp_path / name)
+        assert red > 200 > 50 > blue
 
 
 @pytest.mark.parametrize("copies", [1, 60])

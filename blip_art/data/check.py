@@ -10,7 +10,7 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from typing import Iterable, List, NamedTuple, Optional, Sequence
 
-from blip_art.data.pictures import UNREADABLE, decode, reason
+from blip_art.data.pictures import CHECKED_SIDE, UNREADABLE, decode, reason
 from blip_art.data.progress import progress
 from blip_art.errors import UserError
 from blip_art.files import PathLike
@@ -59,7 +59,7 @@ def _bad(results: Iterable[Optional[BadPicture]]) -> List[BadPicture]:
 
 def _check(path: str) -> Optional[BadPicture]:
     try:
-        decode(path)
+        decode(path, CHECKED_SIDE)
     except UNREADABLE as error:
         return BadPicture(path, reason(error))
     return None

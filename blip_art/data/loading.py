@@ -50,13 +50,15 @@ class PictureDataset(Dataset[Tuple[int, torch.Tensor]]):
     def __init__(self, images: Sequence[str], images_root: PathLike, image_size: int) -> None:
         self.images, self.images_root = list(images), images_root
         self.transform = EvalTransform(image_size)
+        self.smallest_side = smallest_side(image_size)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, position: int) -> Tuple[int, torch.Tensor]:
         """(position, bytes (3, S, S))."""
-        picture = read_picture(find_picture(self.images_root, self.images[position]))
+        picture = read_picture(find_picture(self.images_root, self.images[position]),
+                               self.smallest_side, draft=False)
         return position, self.transform(picture)
 
 

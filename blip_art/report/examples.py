@@ -197,7 +197,7 @@ def thumbnail(images_root: PathLike, entry: str) -> bytes:
     """
     from blip_art.data.pictures import find_picture, read_picture
 
-    picture = read_picture(find_picture(images_root, entry))
+    picture = read_picture(find_picture(images_root, entry), THUMBNAIL_PIXELS, draft=False)
     picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     out = io.BytesIO()
     picture.save(out, format="JPEG", quality=82, optimize=True)

@@ -1,14 +1,19 @@
 """From an archive to annotation files, on the command line as a user would; bad input too."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shlex
+import shutil
+import struct
 import subprocess
 import sys
 import zipfile
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from blip_art.data.archive import open_archive
@@ -159,6 +164,85 @@ def test_a_zip_damaged_in_the_middle_is_refused(archive_zip, tmp_path):
     archive_zip.write_bytes(content)
     with pytest.raises(UserError, match=r"archive.zip is damaged \(.*IIHIM_5.jpg.*fetch it again"):
         open_archive(archive_zip, tmp_path / "Dataset", "none")
+
+
+def set_in_zip(path, name, at, value, kind="<H"):
+    """Change a field of a member, here and in the directory; `at` as in the local header."""
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        struct.pack_into(kind, content, archive.getinfo(name).header_offset + at, value)
+    entry = content.index(name.encode(), content.index(b"PK\x01\x02")) - 46
+    struct.pack_into(kind, content, entry + at + 2, value)
+    path.write_bytes(content)
+
+
+PICTURE, DATA = "testset/IIHIM_5.jpg", "testset/data.json"
+FLAGS, METHOD, SIZE = 6, 8, 22
+
+
+@pytest.mark.parametrize(("name", "field", "message"), [
+    (PICTURE, (FLAGS, 1), "is encrypted; unpack it with its password"),
+    (DATA, (FLAGS, 1), "is encrypted; unpack it with its password"),
+    (PICTURE, (METHOD, 99), "in a way that Python cannot read .*; unpack it with another program"),
+    (PICTURE, (METHOD, zipfile.ZIP_BZIP2), r"is damaged \(.*IIHIM_5.jpg: .*fetch it again"),
+    (PICTURE, (METHOD, zipfile.ZIP_LZMA), r"is damaged \(.*fetch it again"),
+    (PICTURE, (SIZE, 2_000_000_000, "<I"), "has .* bytes instead of 2,000,000,000.*fetch it again"),
+    (DATA, (SIZE, 4_000_000_000, "<I"), "claims 4,000,000,000 bytes; fetch it again"),
+    (DATA, (14, 0, "<I"), "Bad CRC-32.*fetch it again"),
+], ids=str)
+def test_a_hostile_zip_is_one_line(name, field, message, archive_zip, tmp_path):
+    set_in_zip(archive_zip, name, *field)
+    with pytest.raises(UserError, match=f"archive.zip.*{message}"):
+        open_archive(archive_zip, tmp_path / "Dataset", "none")
+    assert not list((tmp_path / "Dataset").rglob("*.tmp"))
+
+
+def test_a_zip_that_the_disk_cannot_hold_is_refused_before_the_first_picture(
+        archive_zip, tmp_path, monkeypatch):
+    set_in_zip(archive_zip, PICTURE, SIZE, 4_294_967_000, "<I")
+    usage = shutil.disk_usage(tmp_path)._replace(free=4_200_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(UserError, match="the pictures need .* GB and .* free; choose another"):
+        open_archive(archive_zip, tmp_path / "Dataset", "none")
+    assert not (tmp_path / "Dataset").exists()
+
+
+def test_names_in_a_zip_lead_nowhere_else_and_none_is_lost(archive_zip, tmp_path):
+    with zipfile.ZipFile(archive_zip, "a") as archive:
+        archive.writestr("../../outside.jpg", "a")
+        archive.writestr("/absolute.jpg", "a")
+    open_archive(archive_zip, tmp_path / "x" / "Dataset", "none")
+    assert {"outside.jpg", "absolute.jpg"} < {
+        path.name for path in (tmp_path / "x" / "Dataset" / "data").iterdir()}
+    assert not list(tmp_path.glob("*/outside.jpg"))
+    with zipfile.ZipFile(archive_zip, "a") as archive:
+        archive.writestr("other/outside.jpg", "b")
+    with pytest.raises(UserError, match="holds both ../../outside.jpg and other/outside.jpg"):
+        open_archive(archive_zip, tmp_path / "x" / "Dataset", "none")
+
+
+@settings(deadline=None, max_examples=150, derandomize=True,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_changed_zip_is_read_or_refused(data, archive_zip, tmp_path):
+    changed = bytearray(archive_zip.read_bytes())
+    directory = changed.index(b"PK\x01\x02")
+    for _ in range(data.draw(st.integers(1, 4))):
+        first = data.draw(st.sampled_from([0, directory]))
+        changed[data.draw(st.integers(first, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, 3)) == 0 and data.draw(st.integers(1, len(changed)))
+    path = tmp_path / "changed.zip"
+    path.write_bytes(changed[:cut or None])
+    with contextlib.suppress(UserError):  # and nothing else
+        assert open_archive(path, tmp_path / "changed", "none").notations
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"),
+                                  lambda path: path.symlink_to(path)])
+def test_an_archive_that_is_no_file_is_named(make, tmp_path):
+    make(tmp_path / "a.zip")
+    with pytest.raises(UserError, match="no archive at"):
+        open_archive(tmp_path / "a.zip")
 
 
 def test_a_missing_archive_is_named(tmp_path):

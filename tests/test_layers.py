@@ -37,6 +37,7 @@ LAYERS = {
               "blip_art.retention", "blip_art.score.lock", "blip_art.score.shown"),
     "no torch": ("blip_art.data.bands", "blip_art.data.check", "blip_art.data.demo",
                  "blip_art.data.large", "blip_art.data.pictures", "blip_art.data.rgb",
+                 "blip_art.data.shrink",
                  "blip_art.report.plots", "blip_art.score.engine",
                  "blip_art.score.java_meteor", "blip_art.score.java_side",
                  "blip_art.score.chart", "blip_art.score.java_parser",

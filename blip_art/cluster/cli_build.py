@@ -57,6 +57,10 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
                        "inode instead of one a picture; says how jobs see it")
     packing.add_argument("folder", metavar="FOLDER", help="folder of pictures")
     _output(packing, "FILE.sqf", "FOLDER.sqf")
+    packing.add_argument("--max-side", type=int, metavar="N",
+                         help="instead, write a folder (default: FOLDER_N) with copies of the "
+                              "pictures, those with a longer side than N pixels made smaller")
+    _site(packing)
 
 
 def run_image_build(args: argparse.Namespace) -> int:
@@ -109,10 +113,13 @@ def run_overlay_freeze(args: argparse.Namespace) -> int:
 
 
 def run_data_pack(args: argparse.Namespace) -> int:
-    """Pack, then say how jobs see it."""
-    from blip_art.cluster.pack import how_to_mount, pack
+    """Pack, then say how jobs see it; or copy with smaller pictures."""
+    from blip_art.cluster.pack import how_to_mount, pack, shrink
 
     folder = Path(args.folder)
+    if args.max_side is not None:
+        output = Path(args.output or f"{folder.resolve()}_{args.max_side}")
+        return shrink(folder, output, args.max_side, _profile(args.site))
     target = Path(args.output) if args.output else folder.resolve().with_suffix(".sqf")
     print(how_to_mount(pack(folder, target, args.force), folder))
     return 0

@@ -1,4 +1,4 @@
-"""Data on the command line: prepare annotations, draw the demo data set, check pictures.
+"""Data on the command line: prepare annotations, draw the demo data set, check and pack pictures.
 
     python -m blip_art.data prepare ARCHIVE -o DIR
 """
@@ -18,7 +18,7 @@ from blip_art.data.datasets import load_pairs, unique_pictures
 from blip_art.data.iconclass import LANGUAGES
 from blip_art.data.prepare import Options, output_files, prepare, reference_files, summary
 from blip_art.data.splits import SPLITS
-from blip_art.errors import EXIT_FAILED, exit_cleanly
+from blip_art.errors import EXIT_FAILED, UserError, exit_cleanly
 from blip_art.outputs import refuse_input
 
 EXAMPLES = """
@@ -31,6 +31,8 @@ examples:
   python -m blip_art.data prepare archive/ -o annotation_grouped --split grouped
   # 2,000 drawn pictures in the archive's format
   python -m blip_art.data demo -o runs/demo-data/archive
+  # a copy of scans in which no picture is larger than needed, with the same names
+  python -m blip_art.data pack scans --max-side 2000 -o scans_2000
   # pictures that cannot be decoded
   python -m blip_art.data check annotation/iconclassTrain.json --images Dataset
 """
@@ -95,6 +97,20 @@ def _check(args: argparse.Namespace) -> None:
     print(f"all {len(paths):,} pictures of {args.list} can be decoded")
 
 
+def _pack(args: argparse.Namespace) -> int:
+    try:
+        from blip_art.data.shrink import shrink_folder, summary
+    except ImportError as error:
+        raise UserError(f"this Python has no {error.name}, which reads pictures; with the image: "
+                        f"./launch.py data pack {args.folder} --max-side {args.max_side}"
+                        ) from error
+    source = Path(args.folder)
+    target = Path(args.output or f"{source.resolve()}_{args.max_side}")
+    done = shrink_folder(source, target, args.max_side, args.workers)
+    print(summary(done, target))
+    return EXIT_FAILED if done.unreadable else 0
+
+
 def _parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
@@ -115,6 +131,14 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--images", required=True, help="folder its image entries are relative to")
     check.add_argument("--workers", type=int, help="processes (default: all cores)")
     check.set_defaults(command=_check)
+    pack = commands.add_parser("pack", help="copy a folder of pictures, the large ones made "
+                               "smaller; the same command goes on where it was stopped")
+    pack.add_argument("folder", metavar="DIR", help="folder of pictures; only read")
+    pack.add_argument("--max-side", type=int, required=True, metavar="N",
+                      help="pixels of the longer side, at most; 2000 is plenty for 384")
+    pack.add_argument("-o", "--output", metavar="DIR", default="", help="default: DIR_N")
+    pack.add_argument("--workers", type=int, help="processes (default: all cores)")
+    pack.set_defaults(command=_pack)
     return parser
 
 

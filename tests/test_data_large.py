@@ -19,8 +19,10 @@ from blip_art.data import large
 from blip_art.data.bands import bands
 from blip_art.data.check import check_pictures
 from blip_art.data.large import LARGE, Wanted, decode_large, reduce_bands
+from blip_art.data.loading import PictureDataset
 from blip_art.data.pictures import UNREADABLE, decode, open_picture, read_picture
 from blip_art.data.rgb import WIDE_MODES, to_rgb
+from blip_art.data.transforms import EvalTransform
 from blip_art.errors import UserError
 
 
@@ -112,6 +114,17 @@ def test_a_large_picture_keeps_twice_the_side_and_is_turned(scan, name, options,
     expected = ["red", "black", "red", "white"] if upright else ["red", "red", "white", "black"]
     for colour, wanted in zip(colours, expected, strict=True):
         assert np.allclose(colour, ImageColor.getrgb(wanted), atol=4)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.jpg"])
+def test_a_model_sees_the_same_as_from_all_pixels(name, tmp_path):
+    """To a grey level on average: the box filter comes before the same bicubic one."""
+    painting = noise("RGB", 50, 50).resize((4_500, 4_000), Image.Resampling.BICUBIC)
+    painting.save(tmp_path / name)
+    position, ours = PictureDataset([name], tmp_path, 384)[0]
+    whole = EvalTransform(384)(read_picture(tmp_path / name))
+    assert position == 0
+    assert (ours.int() - whole.int()).abs().float().mean() < 1
 
 
 def test_with_all_pixels_wanted_a_large_picture_is_whole(scan, tmp_path):

@@ -43,6 +43,20 @@ def test_exif_rotation_is_honoured(tmp_path):
     assert read_picture(tmp_path / "a.jpg").size == (10, 20)
 
 
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_a_grey_tiff_is_turned_too(compression, tmp_path):
+    """Pillow leaves those that it maps into memory as they are."""
+    picture = Image.new("L", (20, 10), 255)
+    picture.paste(0, (0, 0, 1, 10))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "a.tif", exif=exif, compression=compression)
+    turned = np.asarray(read_picture(tmp_path / "a.tif"))
+    assert turned.shape == (20, 10, 3)
+    assert turned[0].max() == 0
+    assert turned[1:].min() == 255
+
+
 @pytest.mark.parametrize(("picture", "colour"), [
     (Image.new("1", (4, 4), 1), (255, 255, 255)),
     (Image.new("L", (4, 4), 100), (100, 100, 100)),

@@ -1,10 +1,23 @@
 """Captions in the original's style, faults included, and in ours."""
 
-import pytest
+import csv
+import json
+import socket
+import urllib.error
+import urllib.request
+from email.message import Message
 
-from blip_art.data.captions import Captioner, Style, pre_caption
-from blip_art.data.iconclass import Iconclass
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from blip_art.data.captions import Captioner, Style, join_seed, pre_caption, seed_text
+from blip_art.data.iconclass import Found, Iconclass, split_chain
 from blip_art.errors import UserError
+from tests.conftest import REPO
+
+HALF = REPO.parent / "shared" / "data" / "iconclass" / "notations_half.csv"
+EVERY_STYLE = [Style("seed"), Style("clean"), Style("clean", parents=2)]
 
 # Whole captions of the original's validation list, with notations whose texts they are.
 ORIGINALS = [
@@ -31,9 +44,28 @@ ORIGINALS = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_network():
+    """The package asks Wikidata for names, and for its vocabulary where that is missing."""
+    def refuse(*args, **kwargs):
+        pytest.fail("asked the network")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", refuse)
+        patch.setattr(urllib.request, "urlopen", refuse)
+        yield
+
+
 @pytest.fixture(scope="module")
-def iconclass():
+def iconclass(no_network):
     return Iconclass()
+
+
+@pytest.fixture(scope="module")
+def half():
+    """Half of the real archive's notations, malformed ones too."""
+    with open(HALF, encoding="utf-8", newline="") as file:
+        return [row["notation"] for row in csv.DictReader(file)]
 
 
 @pytest.fixture
@@ -55,6 +87,65 @@ def test_seed_style_of_the_one_picture_we_know(seed):
     captions = seed.of(["31A235", "31A24(+1)", "61B(+54)", "61B:31A2212(+1)", "61B:31D14"])
     assert captions.joined == "sitting figure, postures of the head , historical persons ."
     assert captions.split == ["sitting figure.", "postures of the head .", "historical persons ."]
+
+
+def test_real_notations_have_the_texts_that_the_package_gives_in_seed_style(
+        iconclass, half, monkeypatch):
+    def no_answer(uri):
+        raise urllib.error.HTTPError(uri, 404, "not asked", Message(), None)
+
+    monkeypatch.setattr(urllib.request, "urlopen", no_answer)
+    source, captioner, compared = iconclass._source, Captioner(iconclass, Style("seed")), 0
+    for notation in half:
+        try:
+            [first, *_] = split_chain(notation)
+            text = seed_text(Found(source.text_(first), (), ""))
+        except iconclass._misses:
+            continue
+        assert captioner.of([notation]).joined == join_seed([text]), notation
+        compared += 1
+    assert (len(half), compared) == (17_386, 17_032)
+
+
+def test_real_notations_all_fall_under_a_rule_in_clean_style(clean, half):
+    for notation in half:
+        clean.of([notation])
+    assert clean.rules == {"exact": 17_025, "stripped": 22, "key_dropped": 48,
+                           "name_dropped": 131, "undoubled": 10, "parent": 140, "unknown": 10}
+    assert not [text for text in clean.phrases.values() if "  " in text]
+
+
+@pytest.mark.parametrize(("notation", "caption"), [
+    ("46A12(+)", "nobility and patriciate; chivalry, knighthood"),
+    ("31A2515(+(+933)", "arm held downwards"),
+    # A bracket that is missing at the end, and brackets inside a name.
+    ("31A24(+1", "postures of the head (front view)"),
+    ("94L8(CLUB (WEAPON))", "attributes of Hercules (CLUB (WEAPON))"),
+    ("11HH((MARGARET)", "female saints (MARGARET)"),
+])
+def test_malformed_notations_keep_what_can_be_read(clean, notation, caption):
+    assert clean.of([notation]).joined == caption
+
+
+# What notations are made of, put together as typing errors do.
+pieces = st.sampled_from([
+    "31A24", "46A12", "61B2", "25F23", "43C1111", "0", "44A1", "AA", "9", "(", ")", "(+", "+", "1",
+    "(...)", "wd:Q5598", "(LION)", ":", " ", "\t", "(+1)", "(+5", "ICONCLASS", "[", "]", "\\1", "é",
+    "\ud83d", "\x00", "q", "k0", "…", "~"])
+
+
+@given(st.one_of(st.lists(pieces, max_size=12).map("".join),
+                 st.text(st.characters(), max_size=60)))
+@example("(" * 2_000)
+@example(" " * 2_000 + ")")
+@example("25F" * 5_000)
+def test_any_string_becomes_captions_that_can_be_written(iconclass, notation):
+    for style in EVERY_STYLE:
+        captioner = Captioner(iconclass, style)
+        captions = captioner.of([notation, "31A235"])
+        json.dumps([captions, captioner.phrases], ensure_ascii=False).encode()
+        assert captions.joined.startswith("sitting figure") or len(captions.split) > 0
+        assert sum(captioner.rules.values()) == 2
 
 
 def test_clean_style_cuts_nothing(clean):

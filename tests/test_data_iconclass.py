@@ -60,6 +60,13 @@ def test_wikidata_names_do_not_open_the_network(iconclass, monkeypatch):
     assert (found.text, found.notes) == ("historical person", ("wikidata",))
 
 
+def test_a_package_without_its_vocabulary_is_a_users_error(monkeypatch, tmp_path):
+    monkeypatch.setattr("iconclass.__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr("iconclass.init", lambda: pytest.fail("asked the network"))
+    with pytest.raises(UserError, match="--force-reinstall iconclass"):
+        Iconclass()
+
+
 def test_a_chain_is_split_at_colons_outside_brackets():
     assert split_chain("61B:31D14") == ["61B", "31D14"]
     assert split_chain("71X1(PSALM 23:4)") == ["71X1(PSALM 23:4)"]

@@ -269,11 +269,36 @@ def test_a_missing_archive_is_named(tmp_path):
     ("[]", "must map file names"),
     ('{"a.jpg": "25H"}', "'a.jpg' must have a list of notations"),
     ('{"a.jpg": ["no notation"]}', "no picture has a caption"),
+    ('{"a\\ud83d.jpg": ["25H"]}', "picture name .* half a character"),
 ])
 def test_a_wrong_data_json_is_refused(content, message, tmp_path):
     (tmp_path / "data.json").write_text(content)
     with pytest.raises(UserError, match=message):
         prepare(open_archive(tmp_path / "data.json"), tmp_path / "a", Options(check=False))
+
+
+def test_real_malformed_notations_do_not_stop_prepare(tmp_path):
+    records = {f"{n}.jpg": [notation, "25H"] for n, notation in enumerate(
+        ["46A12(+)", "11C13(+)", "31A2515(+(+933)", "61B2(wd:Q5598)", "61B2(\ud83d)"])}
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    for style in ("seed", "clean"):
+        code, _, error = run("prepare", tmp_path / "data.json", "-o", tmp_path / style,
+                             "--style", style, "--pictures", "none")
+        assert code == 0, error
+
+
+def test_coverage_says_which_rule_found_how_many(tmp_path):
+    (tmp_path / "list.csv").write_text("notation,count\n25H,90\n46A12(+),9\nzzz,1\n")
+    code, output, _ = run("coverage", tmp_path / "list.csv")
+    assert code == 0
+    assert "key_dropped           1   33.33%         9    9.00%  '46A12(+)'" in output
+    assert "2 of 3 notations have a text (66.67%; 99.00% of 100 uses)" in output
+    (tmp_path / "data.json").write_text(json.dumps(RECORDS))
+    assert "11 of 12 notations have a text" in run("coverage", tmp_path / "data.json")[1]
+    (tmp_path / "list.csv").write_text("code\n25H\n")
+    code, _, error = run("coverage", tmp_path / "list.csv")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "list.csv, line 2: needs the columns 'notation'" in error
 
 
 def test_bad_pictures_fail_or_are_left_out(folder, tmp_path):

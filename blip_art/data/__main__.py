@@ -1,4 +1,4 @@
-"""Data on the command line: prepare annotations, draw the demo data set, check and pack pictures.
+"""Data on the command line: prepare annotations, draw the demo data set, check pictures, and more.
 
     python -m blip_art.data prepare ARCHIVE -o DIR
 """
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import List
 
 from blip_art.data.archive import ARCHIVE_MD5, open_archive
-from blip_art.data.captions import STYLES, Style
+from blip_art.data.captions import STYLES, Captioner, Style
 from blip_art.data.datasets import load_pairs, unique_pictures
-from blip_art.data.iconclass import LANGUAGES
+from blip_art.data.iconclass import LANGUAGES, Iconclass
 from blip_art.data.prepare import Options, output_files, prepare, reference_files, summary
 from blip_art.data.splits import SPLITS
 from blip_art.errors import EXIT_FAILED, UserError, exit_cleanly
@@ -35,6 +35,8 @@ examples:
   python -m blip_art.data pack scans --max-side 2000 -o scans_2000
   # pictures that cannot be decoded
   python -m blip_art.data check annotation/iconclassTrain.json --images Dataset
+  # how many notations of an archive, or of a CSV of notation and count, have a text
+  python -m blip_art.data coverage data.json
 """
 
 
@@ -111,6 +113,13 @@ def _pack(args: argparse.Namespace) -> int:
     return EXIT_FAILED if done.unreadable else 0
 
 
+def _coverage(args: argparse.Namespace) -> None:
+    from blip_art.data.coverage import count_notations, format_coverage, measure_coverage
+    uses = count_notations(args.list)
+    captioner = Captioner(Iconclass(args.language), Style(args.style))
+    print(format_coverage(measure_coverage(captioner, uses)))
+
+
 def _parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
@@ -139,6 +148,14 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("-o", "--output", metavar="DIR", default="", help="default: DIR_N")
     pack.add_argument("--workers", type=int, help="processes (default: all cores)")
     pack.set_defaults(command=_pack)
+    coverage = commands.add_parser("coverage", help="which notations have a text, by which rule")
+    coverage.add_argument("list", metavar="LIST",
+                          help="CSV of notation and count, or an archive or its data.json")
+    coverage.add_argument("--style", choices=STYLES, default="clean",
+                          help="captions: clean (default), or seed")
+    coverage.add_argument("--language", choices=LANGUAGES, default="en",
+                          help="language of the texts (default en)")
+    coverage.set_defaults(command=_coverage)
     return parser
 
 

@@ -72,6 +72,10 @@ class Captioner:
         joined = self._join(phrase for notation in seen for phrase in notation.phrases)
         return Captions(joined, unique(notation.caption for notation in seen if notation.caption))
 
+    def rule_of(self, notation: str) -> str:
+        """The rule that found a notation; of a chain, that of its worst link."""
+        return self._look_up(notation).rule
+
     def unknown(self) -> List[str]:
         """The notations without any text."""
         return sorted(notation for notation, found in self.phrases.items() if not found)
@@ -80,24 +84,32 @@ class Captioner:
         return join_seed(phrases) if self.style.name == "seed" else join_clean(phrases)
 
     def _counted(self, notation: str) -> _Seen:
-        if notation not in self._seen:
-            links = self.iconclass.find_chain(notation)
-            worst = max((link.rule for link in links), key=list(RULES).index, default="unknown")
-            notes = {note for link in links for note in link.notes}
-            phrases = self.phrases[notation] = self._phrases(notation, links)
-            self._seen[notation] = _Seen(phrases, self._join(phrases), worst,
-                                         notes | ({"colon"} if len(links) > 1 else set()))
-        seen = self._seen[notation]
+        seen = self._look_up(notation)
         self.rules[seen.rule] += 1
         for note in seen.notes:
             self.notes[note] += 1
         return seen
 
+    def _look_up(self, notation: str) -> _Seen:
+        if notation not in self._seen:
+            # Half a surrogate pair, which JSON can hold and no file can.
+            text = notation.encode("utf-8", "replace").decode()
+            links = self.iconclass.find_chain(text)
+            worst = max((link.rule for link in links), key=list(RULES).index, default="unknown")
+            notes = {note for link in links for note in link.notes}
+            phrases = self.phrases[text] = self._phrases(text, links)
+            self._seen[notation] = _Seen(phrases, self._join(phrases), worst,
+                                         notes | ({"colon"} if len(links) > 1 else set()))
+        return self._seen[notation]
+
     def _phrases(self, notation: str, links: List[Found]) -> List[str]:
         """A phrase a link of the chain, then those of broader notations."""
         if self.style.name == "seed":
-            # Chains (61B:31D14) left only their first link in the original's captions.
-            return [text for text in map(seed_text, links[:1]) if text]
+            # Chains (61B:31D14) left only their first link in the original's captions, and two
+            # keys (43C1111(+5)(+6)) neither.
+            several = any(part.count("(+") > 1 for part in split_chain(notation)[:1])
+            first = [link._replace(keys=()) if several else link for link in links[:1]]
+            return [text for text in map(seed_text, first) if text]
         phrases = [clean_text(link, self.style.keys) for link in links if link.text]
         wider = [clean_text(Found(text, (), ""), False)
                  for part in split_chain(notation)[:1] if phrases and self.style.parents
@@ -107,7 +119,7 @@ class Captioner:
 
 def seed_text(found: Found) -> str:
     """The original's text: brackets with the space behind them, keys and 'etc.' are gone."""
-    text = found.text + "".join(f" (+ {key})" for key in found.keys)
+    text = (found.package_text or found.text) + "".join(f" (+ {key})" for key in found.keys)
     before = None
     while text != before:
         before, text = text, _BRACKET.sub("", text)

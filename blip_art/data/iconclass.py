@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from blip_art.errors import UserError
@@ -33,8 +34,14 @@ NOTES = {
 }
 
 PLACEHOLDER = re.compile(r" ?\(with [A-Z]{2}[^()]*\)")
-_KEY = re.compile(r"\(\+([^()]*)\)")
+# A key ends at its bracket, at the next key, or, like the package reads it, at the end: 31A24(+1
+_KEY = re.compile(r"\(\+([^()]*)(?:\)|(?=\(\+)|$)")
+# The brackets that the package puts a name into, all of them.
+_BRACKETS = re.compile(r"\([\w ]+?\)")
+_NAME_OR_SPACES = re.compile(r"\([^()]*\)|\s+")
 _SHORTEST_PARENT = 2
+# No notation of the vocabulary is longer: a text of a megabyte has no million broader notations.
+_LONGEST_PARENT = 200
 
 
 class Found(NamedTuple):
@@ -44,6 +51,9 @@ class Found(NamedTuple):
     keys: Tuple[str, ...]
     rule: str
     notes: Tuple[str, ...] = ()
+    package_text: str = ""
+    """The text as the package words it where a name is put in, which captions of the original
+    have; '' where it is `text`."""
 
 
 class Iconclass:
@@ -58,6 +68,10 @@ class Iconclass:
         if language not in LANGUAGES:
             raise UserError(f"no Iconclass texts in language '{language}'; "
                             f"choose one of {', '.join(LANGUAGES)}")
+        if not Path(iconclass.__file__).with_name("data.zip").is_file():
+            # Its own answer would be to fetch the vocabulary over the network.
+            raise UserError("the installed iconclass package lacks its data.zip; "
+                            "run: pip install --force-reinstall iconclass")
         self.version: str = iconclass.__version__
         self._source = iconclass.init().source
         # IndexError and KeyError are how obj() answers keys of notations that take none.
@@ -101,19 +115,23 @@ class Iconclass:
         # The package's own text_() is not used: it asks Wikidata over the network for `wd:`
         # names, loses both of two keys, and puts a name into every bracket of the text.
         text = self._text(obj["b"]) if obj else ""
-        key_objects = [self._lookup(f"{base}(+{key})") for key in keys]
-        if obj is None or not text or None in key_objects:
+        # An empty key, '46A12(+)', is answered with an object that names no key.
+        key_names = [(self._lookup(f"{base}(+{key})") or {}).get("k", "") for key in keys]
+        if obj is None or not text or "" in key_names:
             return None
-        key_texts = [self._text(found["k"]) for found in key_objects if found]
+        key_texts = [self._text(name) for name in key_names]
         notes = ["two_keys"] if len(keys) > 1 else []
         if obj["b"] not in self._texts and obj["b"] in self._english:
             notes.append("english")
+        package_text = ""
         if "bracketed_text" in obj:
-            name = obj["bracketed_text"].strip("() ")
+            bracketed = obj["bracketed_text"]
+            name = _inside(bracketed)
             is_number = name.startswith("wd:")
             notes.append("wikidata" if is_number else "named")
+            package_text = _BRACKETS.sub(lambda _: bracketed, text)
             text = _put_name(text, "" if is_number else name)
-        return Found(text, tuple(t for t in key_texts if t), "exact", tuple(notes))
+        return Found(text, tuple(t for t in key_texts if t), "exact", tuple(notes), package_text)
 
     def _lookup(self, notation: str) -> Optional[Dict[str, Any]]:
         # obj() copies and lists all keys of a notation: most of the time goes there.
@@ -152,7 +170,7 @@ def _ladder(notation: str) -> Iterator[Tuple[str, str]]:
     """What to look for, one rung after the other: (rule, candidate)."""
     yield "exact", notation
     # Spaces inside a name belong to it: '98B(JULIUS CAESAR)'.
-    stripped = re.sub(r"\s+(?![^(]*\))", "", notation)
+    stripped = _NAME_OR_SPACES.sub(lambda part: part[0] if part[0][0] == "(" else "", notation)
     if stripped != notation:
         yield "stripped", stripped
     base, keys = split_keys(stripped)
@@ -164,8 +182,14 @@ def _ladder(notation: str) -> Iterator[Tuple[str, str]]:
     undoubled = re.sub(r"^(\d\d)([A-Z])\2", r"\1\2", base)
     if undoubled != base:
         yield "undoubled", undoubled
-    for length in range(len(nameless) - 1, _SHORTEST_PARENT - 1, -1):
+    for length in range(min(len(nameless) - 1, _LONGEST_PARENT), _SHORTEST_PARENT - 1, -1):
         yield "parent", nameless[:length]
+
+
+def _inside(bracketed: str) -> str:
+    """'(CLUB (WEAPON))' -> 'CLUB (WEAPON)'; brackets without their other half are dropped."""
+    name = bracketed[1:-1].strip()
+    return name if name.count("(") == name.count(")") else re.sub(r"[()]", "", name).strip()
 
 
 def _put_name(text: str, name: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Tuple
 
 from blip_art.data.archive import Archive
 from blip_art.data.captions import Captioner, Captions, Style
@@ -96,9 +96,14 @@ def reference_files(output: PathLike) -> List[Path]:
 
 
 def annotate(archive: Archive, options: Options) -> Prepared:
-    """Everything but the writing."""
+    """Everything but the writing.
+
+    Raises:
+        UserError: bad pictures, no captions at all, or a name that no file can have.
+    """
     captioner = Captioner(Iconclass(options.language), options.style)
     records = archive.notations
+    _refuse_half_characters(records)
     captions = {name: captioner.of(notations) for name, notations
                 in progress(records.items(), "notations to captions", "pictures", len(records))}
     usable = {name: of_one for name, of_one in captions.items() if of_one.joined}
@@ -122,6 +127,16 @@ def annotate(archive: Archive, options: Options) -> Prepared:
         "pictures_outside_split": sorted(usable.keys() - chosen.keys()),
         "bad_pictures": bad}
     return Prepared(split, chosen, captioner.phrases, manifest)
+
+
+def _refuse_half_characters(names: Iterable[str]) -> None:
+    """JSON can hold half a surrogate pair; file names and our files cannot."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the picture name {name!a} has half a character in it; "
+                            "correct it in data.json") from error
 
 
 def _bad_pictures(archive: Archive, kind: str, captions: Dict[str, Captions],

@@ -53,7 +53,8 @@ class DataConfig:
     max_words: int = 30
     """Training captions are cut to this many words before they are tokenized."""
     bad_pictures: str = "fail"
-    """What a missing or unreadable picture does: 'fail' before the run, or 'skip' it."""
+    """What a missing or unreadable picture does: 'fail' before the run, or 'skip' it. One that
+    becomes unreadable in training ends the run, or the next pair takes its place ('skip')."""
     num_workers: int = 4
     """Loader processes a rank; 0 loads in the training process."""
 

@@ -1,4 +1,4 @@
-"""The pairs of a split whose pictures can be read: each picture is opened once a run, early.
+"""The pairs of a split whose pictures can be decoded, and the references of those pictures.
 
     pairs = readable_pairs(config, run, "train", world)
 """
@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from blip_art.config import Config
-from blip_art.data.check import BadPicture, check_pictures, refuse_bad
+from blip_art.data.check import find_bad_pictures, name_bad, refuse_bad
 from blip_art.data.datasets import Pair, ground_truth, load_pairs, unique_pictures
-from blip_art.data.pictures import find_picture
 from blip_art.distributed import World
 from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json, write_json
@@ -25,35 +25,52 @@ def pairs_file(config: Config, split: str) -> Path:
 def readable_pairs(config: Config, run: RunDir, split: str, world: World) -> list[Pair]:
     """The pairs of a split without those whose picture is missing or cannot be decoded.
 
-    The verdict is kept in the run folder, with what it was about, so that a requeued job starts
-    at once and another list or folder is looked at anew.
+    Which these are is kept in the run folder and stays as it is once there is a checkpoint, or
+    captions of the split: the order of the data and the references depend on it.
 
     Raises:
-        UserError: there are such pictures and data.bad_pictures is 'fail', or no pair is left.
+        UserError: there are such pictures and data.bad_pictures is 'fail', no pair is left, or a
+            picture has become unreadable that captions were already written for.
     """
-    file = pairs_file(config, split)
-    pairs = load_pairs(file, split)
-    names = list(dict.fromkeys(pair.image for pair in pairs))
-    verdict = run.bad_pictures(split)
-
-    def check() -> None:
-        question = {"list": sha256_of_file(file), "images": str(Path(config.data.images).resolve())}
-        known = read_json(verdict) if verdict.exists() else {}
-        if known.get("question") != question:
-            paths = {str(find_picture(config.data.images, name)): name for name in names}
-            bad = {paths[b.path]: b.reason for b in check_pictures(list(paths))}
-        else:
-            bad = known["bad"]
-        if len(bad) == len(names):
-            raise UserError(f"{file} has no pair with a readable picture; is data.images="
-                            f"{config.data.images} the right folder?")
-        if config.data.bad_pictures == "fail":
-            refuse_bad([BadPicture(*item) for item in bad.items()], len(names),
-                       "data.bad_pictures=skip")
-        write_json(verdict, {"question": question, "bad": bad}, indent=1)
-    world.on_main(check)
-    bad = read_json(verdict)["bad"]
+    pairs = load_pairs(pairs_file(config, split), split)
+    world.on_main(lambda: _check(config, run, split, pairs))
+    bad = read_json(run.bad_pictures(split))["bad"]
     return [pair for pair in pairs if pair.image not in bad]
+
+
+def _check(config: Config, run: RunDir, split: str, pairs: list[Pair]) -> None:
+    file, images = pairs_file(config, split), config.data.images
+    names = list(dict.fromkeys(pair.image for pair in pairs))
+    bad = find_bad_pictures(images, names)
+    if len(bad) == len(names):
+        raise UserError(f"{file} has no pair with a readable picture; is data.images="
+                        f"{images} the right folder?")
+    if config.data.bad_pictures == "fail":
+        refuse_bad(bad, len(names), images, "data.bad_pictures=skip")
+    about = {"list": sha256_of_file(file), "images": str(Path(images).resolve())}
+    kept = _kept_verdict(run, split, about)
+    if kept is not None:
+        later = {name: why for name, why in bad.items() if name not in kept}
+        if later and split != "train":
+            raise UserError(f"{len(later)} pictures of {file} could be decoded when {run.path} "
+                            f"captioned them, and cannot now ({name_bad(later)}); put them back, "
+                            "or choose another --run")
+        if later:
+            print(f"{len(later)} pictures cannot be decoded any more ({name_bad(later)}): the next "
+                  "pair takes the place of each, so that the others keep theirs", flush=True)
+        bad = kept
+    write_json(run.bad_pictures(split), {"question": about, "bad": bad}, indent=1)
+
+
+def _kept_verdict(run: RunDir, split: str, about: dict[str, str]) -> dict[str, Any] | None:
+    """The bad pictures that the run was made without, if something was made of the split."""
+    made = (run.last_checkpoint.exists() if split == "train"
+            else any(result.split == split for result in run.predicted()))
+    if not made or not run.bad_pictures(split).exists():
+        return None
+    verdict: dict[str, Any] = read_json(run.bad_pictures(split))
+    bad: dict[str, Any] = verdict["bad"]
+    return bad if verdict["question"] == about else None
 
 
 def freeze_references(config: Config, run: RunDir, split: str, world: World) -> None:

@@ -1,6 +1,5 @@
 """Reading pictures of every mode, finding bad ones, and augmenting them repeatably."""
 
-import io
 import os
 import socket
 
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from blip_art.data.check import check_pictures
+from blip_art.data.check import find_bad_pictures
 from blip_art.data.datasets import Pair
 from blip_art.data.loading import PictureDataset, TrainDataset
 from blip_art.data.pictures import find_picture, read_picture
@@ -121,9 +120,9 @@ def test_pictures_may_be_links_to_elsewhere(pictures, tmp_path_factory):
 def test_names_that_no_file_can_have_are_bad_pictures(pictures):
     (pictures / "data").mkdir()
     entries = ["data/" + "n" * 300 + ".png", "ä" * 200 + ".png", "1.png/2.png", "data/1\0.png"]
-    bad = check_pictures([find_picture(pictures, entry) for entry in entries])
-    assert [b.reason for b in bad] == ["File name too long", "File name too long",
-                                       "Not a directory", "embedded null byte"]
+    bad = find_bad_pictures(pictures, entries)
+    assert list(bad.values()) == ["File name too long", "File name too long",
+                                  "Not a directory", "embedded null byte"]
 
 
 def test_a_folder_without_permission_is_a_reason(pictures):
@@ -132,11 +131,11 @@ def test_a_folder_without_permission_is_a_reason(pictures):
     try:
         if user == 0:
             os.seteuid(65_534)  # root may search any folder
-        bad = check_pictures([find_picture(pictures, "data/1.png")])
+        bad = find_bad_pictures(pictures, ["data/1.png"])
     finally:
         os.seteuid(user)
         pictures.chmod(0o755)
-    assert [b.reason for b in bad] == ["Permission denied"]
+    assert bad == {"data/1.png": "Permission denied"}
 
 
 @pytest.mark.timeout(60)  # it hung for ever
@@ -146,8 +145,8 @@ def test_what_is_no_file_is_told_at_once(tmp_path):
     (tmp_path / "3.png").symlink_to("/dev/zero")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "4.png"))
-        bad = check_pictures(sorted(tmp_path.iterdir()))
-    assert [b.reason for b in bad] == [
+        bad = find_bad_pictures(tmp_path, sorted(os.listdir(tmp_path)))
+    assert list(bad.values()) == [
         "a named pipe and not a file", "a folder and not a file", "a device and not a file",
         "No such device or address"]
 
@@ -167,20 +166,6 @@ def test_the_first_of_several_pictures_in_a_file_is_taken(tmp_path):
         assert red > 200 > 50 > blue
 
 
-@pytest.mark.parametrize("copies", [1, 60])
-def test_bad_pictures_are_named_in_order(pictures, copies):
-    (pictures / "text.jpg").write_text("this is text")
-    buffer = io.BytesIO()
-    Image.open(pictures / "0.png").save(buffer, "JPEG")
-    (pictures / "half.jpg").write_bytes(buffer.getvalue()[:-300])
-    good = [pictures / f"{number}.png" for number in range(10)] * copies
-    bad = check_pictures([*good, pictures / "text.jpg", pictures / "half.jpg",
-                          pictures / "none.jpg"], workers=2)
-    assert [(b.path.rpartition("/")[2], b.reason.split("(")[0].strip()) for b in bad] == [
-        ("text.jpg", "not a picture"), ("half.jpg", "image file is truncated"),
-        ("none.jpg", "missing")]
-
-
 def test_a_picture_that_went_bad_later_is_a_users_error(pictures):
     (pictures / "0.png").write_text("this is text")
     with pytest.raises(UserError, match="0.png \\(not a picture\\)"):
@@ -197,6 +182,26 @@ def test_a_sample_is_bytes_and_a_prompted_caption(dataset):
     picture, caption = dataset[0, 3]
     assert (picture.shape, picture.dtype) == ((3, 32, 32), torch.uint8)
     assert caption == "a picture of caption 3"
+
+
+def test_a_picture_that_went_bad_in_training_ends_it_or_the_next_pair_takes_its_place(
+        dataset, pictures, capsys):
+    (pictures / "3.png").unlink()
+    (pictures / "4.png").write_text("this is text")
+    with pytest.raises(UserError, match="3.png \\(missing\\)"):
+        dataset[0, 3]
+    others = dataset[0, 2][0], dataset[0, 6][0]
+    dataset.skip_bad = True
+    (taken_by, caption), again = dataset[0, 3], dataset[0, 3][0]
+    assert caption == "a picture of caption 5"
+    assert torch.equal(taken_by, again)
+    assert torch.equal(dataset[0, 2][0], others[0])
+    assert torch.equal(dataset[0, 6][0], others[1])
+    assert capsys.readouterr().err.count("3.png (missing)") == 1
+    for path in pictures.iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="missing"):
+        dataset[0, 3]
 
 
 def test_every_caption_of_a_picture_is_trained_on(pictures):

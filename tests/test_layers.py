@@ -23,7 +23,7 @@ LAYERS = {
               "blip_art.manifest", "blip_art.merge", "blip_art.cluster", "blip_art.cluster.*",
               "blip_art.digest",
               "blip_art.data", "blip_art.data.__main__", "blip_art.data.archive",
-              "blip_art.data.captions", "blip_art.data.coverage",
+              "blip_art.data.captions", "blip_art.data.checked", "blip_art.data.coverage",
               "blip_art.data.datasets", "blip_art.data.iconclass",
               "blip_art.data.make_split_hashes", "blip_art.data.motifs", "blip_art.data.prepare",
               "blip_art.data.progress", "blip_art.data.splits", "blip_art.data.workers",

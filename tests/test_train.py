@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -285,6 +286,26 @@ def test_the_verdict_on_pictures_belongs_to_their_folder(with_bad_pictures, tmp_
     assert len(readable_pairs(right, run, "train", ALONE)) == 4
     with pytest.raises(UserError, match="2 of 6 pictures"):
         readable_pairs(load_config(with_bad_pictures), run, "train", ALONE)
+
+
+def test_a_picture_that_is_lost_later_moves_no_other_pair(config, tmp_path, capsys):
+    shutil.copytree(config.parent, tmp_path / "data")
+    loaded = load_config(config, ["data.bad_pictures=skip", f"data.images={tmp_path}/data/pictures",
+                                  f"data.annotations={tmp_path}/data"])
+    run = RunDir(tmp_path / "r")
+    before = readable_pairs(loaded, run, "train", ALONE)
+    readable_pairs(loaded, run, "val", ALONE)
+    for made in (run.last_checkpoint, run.predictions("val", 0)):
+        write_json(made, [])
+    for name in ("train_3.png", "val_2.png"):
+        (tmp_path / "data" / "pictures" / name).unlink()
+    assert readable_pairs(loaded, run, "train", ALONE) == before
+    assert "train_3.png: missing): the next pair takes" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"1 pictures of .*val\.json .*val_2\.png.*put them back"):
+        readable_pairs(loaded, run, "val", ALONE)
+    with pytest.raises(UserError, match=r"1 of 180 pictures .*train_3\.png: missing"):
+        readable_pairs(replace(loaded, data=replace(loaded.data, bad_pictures="fail")), run,
+                       "train", ALONE)
 
 
 def test_ground_truth_without_a_picture_of_the_list_is_named(config, tmp_path):

@@ -88,15 +88,13 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from blip_art.data.check import check_pictures, refuse_bad
-    from blip_art.data.pictures import find_picture
-    pictures = unique_pictures(load_pairs(args.list))
-    paths = [find_picture(args.images, picture.image) for picture in pictures]
-    bad = check_pictures(paths, args.workers)
-    for path, reason in bad:
-        print(f"{path}: {reason}")
-    refuse_bad(bad, len(paths), "data.bad_pictures=skip")
-    print(f"all {len(paths):,} pictures of {args.list} can be decoded")
+    from blip_art.data.check import find_bad_pictures, refuse_bad
+    names = [picture.image for picture in unique_pictures(load_pairs(args.list))]
+    bad = find_bad_pictures(args.images, names, args.workers)
+    for name, reason in bad.items():
+        print(f"{Path(args.images, name)}: {reason}")
+    refuse_bad(bad, len(names), args.images, "data.bad_pictures=skip")
+    print(f"all {len(names):,} pictures of {args.list} can be decoded")
 
 
 def _pack(args: argparse.Namespace) -> int:

@@ -1,65 +1,269 @@
-"""A parallel check that finds the files that are no pictures, before a run stumbles on them.
+"""Finds the pictures that are missing or cannot be decoded, before a run stumbles on them.
 
-    bad = check_pictures(paths, workers=4); python -m blip_art.data check LIST.json --images DIR
+    bad = find_bad_pictures("Dataset", names); python -m blip_art.data check LIST.json --images DIR
+
+Every picture is decoded once; what was found is kept beside the pictures (checked.py), and
+afterwards one look at its size and time is enough.
 """
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
-from typing import Iterable, List, NamedTuple, Optional, Sequence
+import signal
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    TypeVar,
+)
 
-from blip_art.data.pictures import CHECKED_SIDE, UNREADABLE, decode, reason
+import PIL
+
+from blip_art.data.checked import PATIENCE_S, KeptChecks, Writer
+from blip_art.data.pictures import CHECKED_SIDE, UNREADABLE, decode, find_picture, reason
 from blip_art.data.progress import progress
 from blip_art.errors import UserError
 from blip_art.files import PathLike
 
-# Below this many pictures, starting processes takes longer than the check.
-_WORTH_PROCESSES = 500
+DECODER = f"1 {PIL.__version__}"
+"""Whose verdicts are kept. Raise the number when decode() comes to take or refuse other pictures:
+they are looked at again."""
+# Network file systems answer in a millisecond, but many at a time.
+_THREADS, _NAMES_AT_A_TIME = 32, 256
+# What a process is given at a time: enough to be worth it, little enough to end soon on Ctrl-C.
+_FILES_AT_A_TIME, _BYTES_AT_A_TIME = 64, 8 << 20
+_PICTURES_A_PROCESS = 100
+_KEEP_EVERY_S = 1.0
+_WORTH_A_LINE = 2_000
 _NAMED = 5
+_PR_SET_PDEATHSIG = 1
+T = TypeVar("T")
 
 
-class BadPicture(NamedTuple):
-    """A file that cannot be used, and why."""
+class Located(NamedTuple):
+    """An `image` entry with its file, and how that was before anybody decoded it."""
 
+    name: str
     path: str
-    reason: str
+    status: Optional[os.stat_result]
+    """None: missing."""
+    reason: str = ""
 
 
-def check_pictures(paths: Sequence[PathLike], workers: Optional[int] = None) -> List[BadPicture]:
-    """Decode every picture, in parallel and with a progress bar; return the bad ones, in order."""
-    files = [os.fspath(path) for path in paths]
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    if workers < 2 or len(files) < _WORTH_PROCESSES:
-        return _bad(progress(map(_check, files), "checking pictures", "pictures", len(files)))
-    # fork: the children decode and nothing else, and a fresh interpreter would import torch.
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        results = pool.map(_check, files, chunksize=64)
-        return _bad(progress(results, "checking pictures", "pictures", len(files)))
+def find_bad_pictures(images_root: PathLike, names: Sequence[str], workers: Optional[int] = None,
+                      patience_s: float = PATIENCE_S) -> Dict[str, str]:
+    """Why a picture cannot be used, by its `image` entry, in order; only changed ones are decoded.
+
+    Args:
+        workers: processes that decode; None is one a core.
+        patience_s: how long another checker of the same pictures may be silent.
+
+    Raises:
+        UserError: an entry that leads out of the folder.
+    """
+    located = locate_pictures(os.path.abspath(images_root), names)
+    found = {picture.name: picture.reason for picture in located}
+    there = [picture for picture in located if picture.status and not picture.reason]
+    if there:
+        found.update(_check_kept(there, workers, patience_s))
+    return {name: why for name, why in found.items() if why}
 
 
-def refuse_bad(bad: Sequence[BadPicture], total: int, skip_with: str) -> None:
+def locate_pictures(images_root: PathLike, names: Sequence[str]) -> List[Located]:
+    """The file of each entry, in order; many at a time.
+
+    Raises:
+        UserError: an entry that leads out of the folder.
+    """
+    parts = [names[start:start + _NAMES_AT_A_TIME]
+             for start in range(0, len(names), _NAMES_AT_A_TIME)]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        found = threads.map(lambda part: [_locate(images_root, name) for name in part], parts)
+        return list(itertools.chain.from_iterable(found))
+
+
+def refuse_bad(bad: Dict[str, str], total: int, images_root: PathLike, skip_with: str) -> None:
     """Fail when there are bad pictures.
 
     Raises:
         UserError: names the first ones, counts all, and says how to go on without them.
     """
     if bad:
-        first = "; ".join(f"{b.path}: {b.reason}" for b in bad[:_NAMED])
-        more = "; …" if len(bad) > _NAMED else ""
-        raise UserError(f"{len(bad)} of {total} pictures cannot be used ({first}{more}); "
-                        f"mend them, or leave them out with {skip_with}")
+        raise UserError(f"{len(bad)} of {total} pictures in {images_root} cannot be used "
+                        f"({name_bad(bad)}); replace them, or leave them out with {skip_with}")
 
 
-def _bad(results: Iterable[Optional[BadPicture]]) -> List[BadPicture]:
-    return [result for result in results if result]
+def name_bad(bad: Dict[str, str]) -> str:
+    """The first bad pictures with their reasons, for a message."""
+    first = "; ".join(f"{name}: {why}" for name, why in list(bad.items())[:_NAMED])
+    return first + ("; …" if len(bad) > _NAMED else "")
 
 
-def _check(path: str) -> Optional[BadPicture]:
+def _locate(images_root: PathLike, name: str) -> Located:
+    path = name
+    try:
+        path = os.fspath(find_picture(images_root, name))
+        return Located(name, path, os.stat(path))
+    except (OSError, ValueError) as error:
+        return Located(name, path, None, reason(error))
+
+
+def _check_kept(pictures: Sequence[Located], workers: Optional[int],
+                patience_s: float) -> Dict[str, str]:
+    """Reasons by entry, from what is kept and, where nothing is, by decoding."""
+    folder = os.path.commonpath({os.path.dirname(picture.path) for picture in pictures})
+    kept = KeptChecks(folder, DECODER)
+    found, left = _look_up(kept, pictures)
+    if not left:
+        return found
+    with kept.writer() as writer:
+        if writer is None:
+            _say(f"what is found of the pictures in {folder} cannot be kept, there or in "
+                 f"{kept.places[-1].parent}: every run looks at all of them again")
+            return {**found, **{p.name: why for p, why in _decode_all(left, workers)}}
+        with writer.turn(_say, patience_s):
+            kept.reload()  # the one before us has perhaps done it
+            more, left = _look_up(kept, left)
+            fresh = _decode_and_keep(kept, writer, left, workers) if left else {}
+            return {**found, **more, **fresh}
+
+
+def _look_up(kept: KeptChecks,
+             pictures: Sequence[Located]) -> Tuple[Dict[str, str], List[Located]]:
+    """Reasons of the pictures that are known, and the others."""
+    found: Dict[str, str] = {}
+    left = []
+    for picture in pictures:
+        assert picture.status
+        why = kept.reason_of(_key(kept, picture), picture.status)
+        if why is None:
+            left.append(picture)
+        else:
+            found[picture.name] = why
+    return found, left
+
+
+def _key(kept: KeptChecks, picture: Located) -> str:
+    return picture.path[len(kept.folder):].lstrip("/")
+
+
+def _decode_and_keep(kept: KeptChecks, writer: Writer, pictures: Sequence[Located],
+                     workers: Optional[int]) -> Dict[str, str]:
+    if len(pictures) >= _WORTH_A_LINE:
+        _say(f"checking {len(pictures):,} pictures, once; what is found is kept in {writer.path}")
+    found: Dict[str, str] = {}
+    fresh: List[Tuple[str, os.stat_result, str]] = []
+    written = time.monotonic()
+    try:
+        for picture, why in _decode_all(pictures, workers):
+            assert picture.status
+            found[picture.name] = why
+            fresh.append((_key(kept, picture), picture.status, why))
+            if time.monotonic() - written > _KEEP_EVERY_S:
+                writer.append(fresh)
+                fresh, written = [], time.monotonic()
+    finally:
+        writer.append(fresh)
+    return found
+
+
+def _decode_all(pictures: Sequence[Located],
+                workers: Optional[int]) -> Iterator[Tuple[Located, str]]:
+    """Each picture with why it cannot be decoded ('': it can), in order."""
+    cores = len(os.sched_getaffinity(0)) if workers is None else max(1, workers)
+    processes = min(cores, -(-len(pictures) // _PICTURES_A_PROCESS))
+    reasons = _reasons([list(part) for part in _parts(pictures)], processes)
+    yield from zip(pictures, progress(reasons, "checking pictures", "pictures", len(pictures)))
+
+
+def _reasons(parts: List[List[Located]], processes: int) -> Iterator[str]:
+    """In processes of their own: a picture may take all memory, and what it took is given back.
+
+    When one of them dies, the pictures that it may have died of are decoded one after the other.
+    """
+    while parts:
+        done = 0
+        try:
+            for reasons in _in_processes(_check, [[p.path for p in part] for part in parts],
+                                         processes):
+                done += 1
+                yield from reasons
+            return
+        except BrokenProcessPool:
+            handed_out = done + processes + 2  # a call waits in the queue, and one is on the way
+            yield from _one_by_one([p.path for part in parts[done:handed_out] for p in part])
+            parts = parts[handed_out:]
+
+
+def _one_by_one(paths: List[str]) -> Iterator[str]:
+    while paths:
+        done = 0
+        try:
+            for why in _in_processes(_why_not, paths, 1):
+                done += 1
+                yield why
+            return
+        except BrokenProcessPool:
+            yield "the process that decoded it died, perhaps of too little memory"
+            paths = paths[done + 1:]
+
+
+def _in_processes(work: Callable[[Any], T], items: Sequence[Any], processes: int) -> Iterator[T]:
+    # Fresh interpreters: a copy of this process may wait for a lock that no thread opens any more.
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"),
+                               _begin_process, (os.getpid(),))
+    try:
+        yield from pool.map(work, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _parts(pictures: Sequence[Located]) -> Iterator[List[Located]]:
+    part: List[Located] = []
+    size = 0
+    for picture in pictures:
+        assert picture.status
+        if part and (len(part) == _FILES_AT_A_TIME or size > _BYTES_AT_A_TIME):
+            yield part
+            part, size = [], 0
+        part.append(picture)
+        size += picture.status.st_size
+    yield part
+
+
+def _begin_process(parent: int) -> None:
+    """Ends with its parent, however that ends; Ctrl-C is the parent's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _check(paths: Iterable[str]) -> List[str]:
+    return [_why_not(path) for path in paths]
+
+
+def _why_not(path: str) -> str:
     try:
         decode(path, CHECKED_SIDE)
     except UNREADABLE as error:
-        return BadPicture(path, reason(error))
-    return None
+        return reason(error) or type(error).__name__
+    return ""
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

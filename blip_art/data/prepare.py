@@ -147,15 +147,13 @@ def _bad_pictures(archive: Archive, kind: str, captions: Dict[str, Captions],
         raise UserError("no pictures beside data.json; unpack them there, or build annotations "
                         "without looking at them: --pictures none")
     # Loaded here because a login node may have no Pillow and prepares with --pictures none.
-    from blip_art.data.check import check_pictures, refuse_bad
-    from blip_art.data.pictures import find_picture
+    from blip_art.data.check import find_bad_pictures, refuse_bad
     wanted = split_pictures(kind, {n: c.joined for n, c in captions.items()}, options.seed)
     names = [name for part in wanted for name, _ in part]
-    paths = {str(find_picture(archive.images, name)): name for name in names}
-    bad = check_pictures(list(paths))
+    bad = find_bad_pictures(archive.images, names)
     if options.bad_pictures == "fail":
-        refuse_bad(bad, len(paths), "--bad-pictures skip")
-    return {paths[picture.path]: picture.reason for picture in bad}
+        refuse_bad(bad, len(names), archive.images, "--bad-pictures skip")
+    return bad
 
 
 def _record(caption: str, image: str, number: int) -> Dict[str, str]:

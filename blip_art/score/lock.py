@@ -41,7 +41,8 @@ def taken(path: Path, flock: Flock = fcntl.flock) -> Iterator[bool]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed below, which unlocks)
+        file = open(path, "a+", encoding="utf-8",  # noqa: SIM115 (closed below, which unlocks)
+                    opener=_no_link)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; scores are written there"
                         ) from error
@@ -65,7 +66,7 @@ def owner(path: Path) -> str:
     """Who has or had the lock, as host:pid; '' if it is not known."""
     for name in (path.with_name(path.name + ".owner"), path):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            said = json.loads(name.read_text(encoding="utf-8"))
+            said = json.loads(_text(name))
             return f"{said['host']}:{said['pid']}"
     return ""
 
@@ -107,7 +108,7 @@ def _is_void(path: Path) -> bool:
     """Whether the process that wrote the file is gone, for all that can be known."""
     try:
         age_s = time.time() - path.stat().st_mtime
-        said: Dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        said: Dict[str, Any] = json.loads(_text(path))
         if said["host"] == os.uname().nodename and not Path(f"/proc/{int(said['pid'])}").exists():
             return True
     except FileNotFoundError:
@@ -121,6 +122,17 @@ def _keep_fresh(path: Path, done: threading.Event) -> None:
     while not done.wait(TOUCH_S):
         with contextlib.suppress(OSError):
             os.utime(path)
+
+
+def _no_link(path: str, flags: int) -> int:
+    """For `open`: a link that somebody put there must not have another file emptied, nor a named
+    pipe be waited for."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
+def _text(path: Path) -> str:
+    with open(path, encoding="utf-8", opener=_no_link) as file:
+        return file.read()
 
 
 def _write_owner(file: IO[str]) -> None:

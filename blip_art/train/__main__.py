@@ -168,7 +168,8 @@ def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionToke
             gradient_as_bucket_view=True, broadcast_buffers=False)  # BERT's are constants
         settle_buckets(ddp, config, world)
     dataset = TrainDataset(pairs, config.data.images, config.model.image_size,
-                           config.model.prompt, config.data.max_words, config.seed)
+                           config.model.prompt, config.data.max_words, config.seed,
+                           skip_bad=config.data.bad_pictures == "skip")
     batches = EpochBatches(len(dataset), config.train.batch_size, world.rank, world.size,
                            config.seed)
     workers = config.data.num_workers

@@ -20,6 +20,7 @@ import io
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -38,6 +39,7 @@ from bench.side_by_side import RESULTS, ROOT, Row, command_line, write_table
 from blip_art.files import read_json, write_json
 
 PICTURES, WITH_TEXT, DRAWINGS, MEMBERS = 87_749, 86_530, 24, 4
+CHECKED = ".blip_art_checked.jsonl"  # older code has no name for it
 SHARED = ROOT.parent / "shared" / "data" / "iconclass"
 DEADLINE_S = 3_600.0
 SPLIT = ["data.val_gt=", "data.test_gt=",
@@ -61,33 +63,38 @@ def main() -> None:
     runs = options.folder / f"runs_{options.name}"
     shutil.rmtree(runs, ignore_errors=True)
     code = options.code.resolve()
+    (archive / "data" / CHECKED).unlink(missing_ok=True)
     rows: list[Row] = []
 
-    def add(what: str, seconds: float) -> None:
-        rows.append({"what": what, options.name: round(seconds, 1)})
-        print(f"{what}: {seconds:.1f} s", flush=True)
+    def add(what: str, seconds: float, cpu: float) -> None:
+        rows.append({"what": what, f"{options.name}, s": round(seconds, 1),
+                     f"{options.name}, CPU s": round(cpu, 1)})
+        print(f"{what}: {seconds:.1f} s, {cpu:.1f} s of CPU", flush=True)
 
-    began = time.perf_counter()
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     command(code, ["blip_art.data", "prepare", str(archive), "-o", str(annotations), "--style",
                    "seed", "--split", "seed" if options.names.exists() else "random"])
-    add("data prepare, which decodes every picture", time.perf_counter() - began)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    add("data prepare, which decodes every picture", time.perf_counter() - began,
+        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     command(code, ["blip_art.model.tokenizer", str(annotations / "iconclassTrain.json"), "-o",
                    str(annotations)])
     config = write_config(options.folder / f"{options.name}.yaml", archive, annotations)
-    known = [*archive.iterdir(), *annotations.glob("*.json")]
+    known = [*archive.glob("data/*"), *annotations.glob("*.json")]
     for what, name, settings, cold in STARTS[:2] if options.few else STARTS:
         if cold:
             forget([*known, *(runs / name).rglob("*.*")])
-        add(what, time_first_steps(code, config, [runs / name], settings))
+        add(what, *time_first_steps(code, config, [runs / name], settings))
     if not options.few:
         members = [runs / f"member_{n}" for n in range(MEMBERS)]
         add(f"{MEMBERS} runs started together",
-            time_first_steps(code, config, members, ["data.num_workers=1"]))
+            *time_first_steps(code, config, members, ["data.num_workers=1"]))
     write_results(options.name, rows)
 
 
-def time_first_steps(code: Path, config: Path, runs: list[Path], settings: list[str]) -> float:
-    """Seconds until each of `runs`, started together, has done a step that it had not before."""
+def time_first_steps(code: Path, config: Path, runs: list[Path],
+                     settings: list[str]) -> tuple[float, float]:
+    """Seconds, and those of CPU, until each of `runs`, started together, has done a new step."""
     before = {run: modified(run) for run in runs}
     began = time.perf_counter()
     started = {run: start(code, config, run, settings) for run in runs}
@@ -98,7 +105,7 @@ def time_first_steps(code: Path, config: Path, runs: list[Path], settings: list[
                     f"{run}: the training ended before a step; its output is above"
             assert time.perf_counter() - began < DEADLINE_S
             time.sleep(0.02)
-        return time.perf_counter() - began
+        return time.perf_counter() - began, sum(cpu_seconds(p.pid) for p in started.values())
     finally:
         for process in started.values():
             process.send_signal(signal.SIGTERM)
@@ -112,6 +119,15 @@ def start(code: Path, config: Path, run: Path, settings: list[str]) -> subproces
         [sys.executable, "-m", "blip_art.train", str(config), "--run", str(run),
          "train.save_every_min=1e-9", *settings], cwd=code, env=environment(code),
         stdout=subprocess.DEVNULL)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of a process and all its descendants, those that have ended too."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    ticks = sum(map(int, fields[11:15]))  # own and of ended children, user and system
+    children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir()
+                for child in (task / "children").read_text().split()]
+    return ticks / os.sysconf("SC_CLK_TCK") + sum(map(cpu_seconds, children))
 
 
 def modified(run: Path) -> int:
@@ -155,7 +171,7 @@ def draw_archive(folder: Path, names: Path, notations: Path) -> None:
     """Pictures and data.json; what is there already is kept."""
     if (folder / "data.json").exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "data").mkdir(parents=True, exist_ok=True)
     known = (read_json(names) if names.exists()
              else [f"IIHIM_{number}.jpg" for number in range(WITH_TEXT)])
     records = dict(zip(known, notations_of_pictures(notations, len(known)), strict=True))
@@ -165,8 +181,8 @@ def draw_archive(folder: Path, names: Path, notations: Path) -> None:
         drawings.append(folder.parent / f"drawing_{number}.jpg")
         drawings[-1].write_bytes(content)
     for number, name in enumerate(records):
-        if not (folder / name).exists():
-            os.link(drawings[number % DRAWINGS], folder / name)
+        if not (folder / "data" / name).exists():
+            os.link(drawings[number % DRAWINGS], folder / "data" / name)
     (folder / "data.json").write_text(json.dumps(records))
 
 

@@ -154,7 +154,7 @@ def test_damaged_lines_cost_their_pictures_a_second_look_alone(folder, damage):
     assert set(find_bad_pictures(folder, GOOD)) == set(GOOD[3:])
     assert set(find_bad_pictures(folder, GOOD)) == set(GOOD[3:])
     damage_unseen(folder / "0.png")
-    assert len(KeptChecks(str(folder), DECODER)._kept[0]) == len(GOOD)
+    assert len(KeptChecks(str(folder), DECODER)._kept[0].lines) == len(GOOD)
 
 
 def test_another_version_that_decodes_looks_again(folder, monkeypatch):

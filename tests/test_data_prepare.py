@@ -315,6 +315,19 @@ def test_bad_pictures_fail_or_are_left_out(folder, tmp_path):
     assert sum(manifest["pictures"].values()) == 8
 
 
+def test_prepare_keeps_its_check_of_the_pictures_for_all_that_follow(folder, tmp_path):
+    assert run("prepare", folder, "-o", tmp_path / "a", XDG_CACHE_HOME=str(tmp_path))[0] == 0
+    for picture in folder.glob("*.jpg"):  # other content of the same size and time
+        status = picture.stat()
+        picture.write_bytes(b"x" * status.st_size)
+        os.utime(picture, ns=(status.st_atime_ns, status.st_mtime_ns))
+    arguments = ("check", tmp_path / "a/iconclassTrain.json", "--images", folder)
+    code, output, _ = run(*arguments, XDG_CACHE_HOME=str(tmp_path))
+    assert (code, "all 8 pictures" in output) == (0, True)
+    os.utime(next(folder.glob("IIHIM_0.jpg")))
+    assert run(*arguments, XDG_CACHE_HOME=str(tmp_path))[0] == 2
+
+
 def test_an_output_that_cannot_be_written_to_is_one_line(folder, tmp_path):
     # A file in the way stops root as well, whom a folder's permissions would not.
     (tmp_path / "file").write_text("")

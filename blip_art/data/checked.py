@@ -18,7 +18,7 @@ import os
 import stat
 import time
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 from blip_art.errors import UserError
 from blip_art.score.lock import owner, taken
@@ -28,25 +28,16 @@ POLL_S = 0.5
 # A checker that has written nothing for so long has stopped, or has a picture that takes for ever.
 PATIENCE_S = 120.0
 _SECOND_NS = 1_000_000_000
+_NOTHING: List[Any] = ["", -1, -1, None, ""]
 
 
-class Checked(NamedTuple):
-    """A picture's line; `reason` is '' where it can be decoded."""
+class _File(NamedTuple):
+    """What a file says, the newest line of each picture, and whose word it is."""
 
-    name: str
-    size: int
-    mtime_ns: int
-    reason: str
-    decoder: str
-
-
-class _Kept(NamedTuple):
-    """What is known of a picture, and whose word it is (-1: somebody's who is always believed)."""
-
-    size: int
-    mtime_ns: int
-    reason: str
+    lines: Dict[str, List[Any]]
+    """By name; no more than a list of five with a name and the decoder: see `reason_of`."""
     uid: int
+    """-1: somebody's who is believed about all pictures of the folder."""
 
 
 class KeptChecks:
@@ -56,20 +47,20 @@ class KeptChecks:
         self.folder, self.decoder = folder, decoder
         name = hashlib.sha256(os.path.realpath(folder).encode("utf-8", "surrogateescape"))
         self.places = [Path(folder, NAME), user_cache() / f"{name.hexdigest()[:32]}.jsonl"]
-        self._kept: List[Dict[str, _Kept]] = []
+        self._kept: List[_File] = []
         self.reload()
 
     def reload(self) -> None:
         """Read what is there by now; damaged lines and files that are not believed are passed."""
-        self._kept = [dict(_read(place, self.folder, self.decoder)) for place in self.places]
+        self._kept = [_read(place, self.folder, self.decoder) for place in self.places]
 
     def reason_of(self, name: str, status: os.stat_result) -> Optional[str]:
         """'' for a good picture, why for a bad one; None where it must be looked at."""
-        for kept_there in self._kept:
-            kept = kept_there.get(name)
-            if (kept and kept.size == status.st_size and kept.uid in (-1, status.st_uid)
-                    and _same_time(kept.mtime_ns, status.st_mtime_ns)):
-                return kept.reason
+        for lines, uid in self._kept:
+            _, size, mtime_ns, why, _ = lines.get(name, _NOTHING)
+            if (size == status.st_size and uid in (-1, status.st_uid) and isinstance(why, str)
+                    and isinstance(mtime_ns, int) and _same_time(mtime_ns, status.st_mtime_ns)):
+                return why
         return None
 
     @contextlib.contextmanager
@@ -95,8 +86,8 @@ class Writer:
 
     def append(self, checked: Iterable[Tuple[str, os.stat_result, str]]) -> None:
         """Add (name, status before it was decoded, reason). A full disk stops no check."""
-        lines = [json.dumps(Checked(name, status.st_size, status.st_mtime_ns, reason,
-                                    self._decoder)) for name, status, reason in checked]
+        lines = [json.dumps([name, status.st_size, status.st_mtime_ns, reason, self._decoder])
+                 for name, status, reason in checked]
         text = self._begin + "".join(line + "\n" for line in lines)
         with contextlib.suppress(OSError):
             os.write(self._descriptor, text.encode())
@@ -144,17 +135,15 @@ def _try(lock: Path) -> Iterator[bool]:
         yield ours
 
 
-def _read(path: Path, folder: str, decoder: str) -> List[Tuple[str, _Kept]]:
-    """The believable lines of a file, by name; the last one of a picture is the newest."""
+def _read(path: Path, folder: str, decoder: str) -> _File:
+    """A file that is believed; an empty one in the place of others."""
     with contextlib.suppress(OSError, ValueError), open(path, "rb", opener=_no_link) as file:
         status = os.fstat(file.fileno())
-        if (not stat.S_ISREG(status.st_mode) or status.st_mode & stat.S_IWOTH
-                or status.st_uid == _unknown_user()):
-            return []
-        uid = -1 if status.st_uid in _believed(folder) else status.st_uid
-        return [(line.name, _Kept(line.size, line.mtime_ns, line.reason, uid))
-                for line in _parse(file.read()) if line.decoder == decoder]
-    return []
+        if (stat.S_ISREG(status.st_mode) and not status.st_mode & stat.S_IWOTH
+                and status.st_uid != _unknown_user()):
+            uid = -1 if status.st_uid in _believed(folder) else status.st_uid
+            return _File(_parse(file.read(), decoder), uid)
+    return _File({}, -1)
 
 
 def _no_link(path: str, flags: int) -> int:
@@ -162,19 +151,17 @@ def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
 
 
-def _parse(content: bytes) -> Iterator[Checked]:
+def _parse(content: bytes, decoder: str) -> Dict[str, List[Any]]:
     lines = content.split(b"\n")
     try:
         rows = json.loads(b"[" + b",".join(filter(None, lines)) + b"]")
     except (ValueError, RecursionError):
         rows = [row for line in lines for row in _row(line)]
-    for row in rows:
-        if (isinstance(row, list) and len(row) == 5
-                and list(map(type, row)) == [str, int, int, str, str]):
-            yield Checked(*row)
+    return {row[0]: row for row in rows if isinstance(row, list) and len(row) == 5
+            and row[4] == decoder and isinstance(row[0], str)}
 
 
-def _row(line: bytes) -> List[object]:
+def _row(line: bytes) -> List[Any]:
     """A line's value, or nothing: it was cut off, or somebody wrote into the file."""
     try:
         return [json.loads(line)]

@@ -27,7 +27,7 @@ from blip_art.score.lock import taken
 from blip_art.train.__main__ import main
 from blip_art.train.batches import EpochBatches, steps_per_epoch
 from blip_art.train.faster import faster_steps
-from blip_art.train.setup import open_run
+from blip_art.train.setup import open_run, write_state
 from tests.mini import write_mini
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -354,6 +354,21 @@ def test_an_epoch_shares_the_pairs_among_the_ranks():
 
 def test_a_set_smaller_than_one_batch_still_makes_a_step():
     assert [len(batches_of(3, rank, 2)[0]) for rank in range(2)] == [4, 4]
+
+
+def test_a_full_disk_does_not_hide_why_training_failed(
+        config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(path: Path, *_: object) -> None:
+        raise UserError(f"cannot write {path}: No space left on device")
+
+    def first_error(*_: object) -> None:
+        raise RuntimeError("the first error")
+    monkeypatch.setattr("blip_art.train.setup.write_json", no_space)
+    with pytest.raises(UserError, match="No space left"):
+        write_state(RunDir(tmp_path), ALONE, "running")
+    monkeypatch.setattr("blip_art.train.__main__.readable_pairs", first_error)
+    with pytest.raises(RuntimeError, match="the first error"):
+        main([str(config), "--run", str(tmp_path / "run")])
 
 
 def test_a_second_training_of_a_folder_is_refused(config: Path, tmp_path: Path) -> None:

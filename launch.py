@@ -147,7 +147,8 @@ def run_predict(args: argparse.Namespace) -> int:
 
 def run_sweep(args: argparse.Namespace) -> int:
     """An array on the cluster; here one run after the other."""
-    from blip_art.cluster.sweep import finished, is_asked, load_sweep
+    from blip_art.cluster.sweep import is_asked, load_sweep
+    from blip_art.run_state import is_finished
 
     if args.cluster == "slurm":
         return _on_slurm().sweep(args, REPO)
@@ -155,7 +156,7 @@ def run_sweep(args: argparse.Namespace) -> int:
     members = sweep.members()
     for number, member in enumerate(members, 1):
         print(f"{number}/{len(members)}: {member.run.path}", file=sys.stderr)
-        if finished(member.run) and not args.dry_run or not is_asked(member, args.only):
+        if is_finished(member.run) and not args.dry_run or not is_asked(member, args.only):
             continue
         words = ["train", sweep.config, *member.overrides, "--run", str(member.run.path),
                  "--cluster", args.cluster, *(["--dry-run"] if args.dry_run else []),

@@ -18,6 +18,7 @@ import yaml
 
 from blip_art.errors import UserError
 from blip_art.files import PathLike
+from blip_art.run_state import BEST_RULES
 
 VIT_SIZES = ("tiny", "base", "large")
 METRIC_NAMES = ("bleu", "meteor", "rouge_l", "cider", "spice")
@@ -28,8 +29,6 @@ _ORIGINAL_NAMES = {"init_lr": "train.lr", "max_epoch": "train.epochs", "image_ro
 # Settings that may change between two starts of a run without changing what it computes.
 HARMLESS = ("name", "output_file", "data.num_workers", "data.bad_pictures",
             "train.save_every_min", "train.keep", "score.metrics", "score.best")
-# The name a metric has in score files; BLEU is four numbers.
-BEST_RULES = {"cider+bleu_4": ("CIDEr", "Bleu_4"), "spice": ("SPICE",), "cider": ("CIDEr",)}
 
 
 @dataclass(frozen=True)

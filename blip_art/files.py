@@ -284,6 +284,17 @@ class RunDir:
         return self.path / "scores" / f"oracle_{split}.json"
 
     @property
+    def score_summaries(self) -> Path:
+        """What all score files say without their single pictures; see score/summary.py."""
+        return self.path / "scores" / ".summaries"
+
+    def score_files(self) -> List[Path]:
+        """All score files: floors, epochs, oracles."""
+        folder = self.path / "scores"
+        return [*sorted(folder.glob("floor_*.json")), *(row.path for row in self.scored()),
+                *sorted(folder.glob("oracle_*.json"))]
+
+    @property
     def scoring_lock(self) -> Path:
         """Held by the process that scores, so that two do no double work."""
         return self.path / "scores" / ".lock"

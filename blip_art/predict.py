@@ -27,7 +27,7 @@ from blip_art.data.transforms import to_input
 from blip_art.data.workers import worker_options
 from blip_art.distributed import STOP_SIGNALS, Interrupted, Stop, World, process_group
 from blip_art.errors import EXIT_INTERRUPTED, UserError, exit_cleanly
-from blip_art.files import RunDir, read_json, write_json, write_text
+from blip_art.files import RunDir, write_json, write_text
 from blip_art.manifest import update_manifest
 from blip_art.merge import merge_captions
 from blip_art.model.beams import BeamOptions
@@ -37,6 +37,7 @@ from blip_art.model.step import StepDecoder
 from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.model.weights import load_weights
 from blip_art.readable import freeze_references, readable_pairs
+from blip_art.run_state import read_best
 from blip_art.train.optim import autocast, caption_dtype
 
 Batch = tuple[Tensor, Tensor]
@@ -212,7 +213,7 @@ def _weights(args: argparse.Namespace, run: RunDir, config: Config) -> tuple[str
     if not saved and config.model.pretrained and not run.saved_checkpoints():
         return config.model.pretrained, args.epoch or 0
     epoch = args.epoch if args.epoch is not None else (
-        read_json(run.best)["epoch"] if run.best.exists() else (saved or [-1])[-1])
+        best.epoch if (best := read_best(run)) else (saved or [-1])[-1])
     if epoch not in saved:
         which = f"of epoch {epoch} (there are {', '.join(map(str, saved))})" if saved else "yet"
         raise UserError(f"{run.path} has no weights {which}; train, choose an --epoch, or give "

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from blip_art.config import BEST_RULES
 from blip_art.errors import UserError
-from blip_art.files import Result, RunDir, read_json
+from blip_art.files import Result, RunDir
+from blip_art.run_state import read_best, rule_value
+from blip_art.score.summary import Summaries
 
 
 def prune_weights(run: RunDir, keep: str) -> None:
@@ -16,19 +17,19 @@ def prune_weights(run: RunDir, keep: str) -> None:
     An epoch whose scores lack what chooses the best may still turn out best, so it stays.
     """
     epochs = run.saved_epochs()
-    if keep == "all" or not run.best.exists() or not epochs:
+    best = read_best(run)
+    if keep == "all" or best is None or not epochs:
         return
-    best = read_json(run.best)
+    summaries = Summaries(run)
     scored = {result.epoch: result for result in run.scored() if result.split == "val"}
     for epoch in epochs[:-1]:
-        if (epoch != best["epoch"] and epoch in scored
-                and _was_considered(scored[epoch], best.get("rule", ""))):
+        if (epoch != best.epoch and epoch in scored
+                and _was_considered(scored[epoch], best.rule, summaries)):
             run.weights(epoch).unlink(missing_ok=True)
 
 
-def _was_considered(scored: Result, rule: str) -> bool:
+def _was_considered(scored: Result, rule: str, summaries: Summaries) -> bool:
     try:
-        found = read_json(scored.path)["metrics"]
-        return all(name in found for name in BEST_RULES[rule])
-    except (UserError, KeyError, TypeError):
-        return False  # cut short or of other code: it is scored again
+        return rule_value(summaries.glance(scored.path).get("metrics"), rule) is not None
+    except UserError:
+        return False  # cut short: it is scored again

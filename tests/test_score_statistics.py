@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from blip_art.config import config_from_dict
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_text
+from blip_art.run_state import references_hashes, same_references
 from blip_art.score.baselines import (
     caption_words,
     most_frequent_caption,
@@ -22,7 +25,7 @@ from blip_art.score.baselines import (
 )
 from blip_art.score.bootstrap import Sample, differences, intervals
 from blip_art.score.coco import Pairs
-from blip_art.score.record import describe_captions, describe_references, references_hash
+from blip_art.score.record import describe_captions, describe_references
 from blip_art.score.shown import sentence
 
 
@@ -99,10 +102,20 @@ def test_references_longer_than_captions_can_be_are_counted() -> None:
     assert "longer_share" not in describe_references(pairs, max_words=0)
 
 
-def test_references_are_the_same_in_any_order_of_pictures() -> None:
-    one = references_hash(["1", "2"], [["a"], ["b"]])
-    assert one == references_hash(["2", "1"], [["b"], ["a"]])
-    assert references_hash(["1"], [["a"]]) != references_hash(["1"], [["a", "a"]])
+def test_references_are_the_same_in_any_order_of_pictures_and_of_captions() -> None:
+    one = references_hashes({"1": ["a", "b"], "2": ["c"]})
+    assert one == references_hashes({"2": ["c"], "1": ["a", "b"]})
+    assert same_references(one, references_hashes({"1": ["b", "a"], "2": ["c"]}))
+    assert not same_references(one, references_hashes({"1": ["a", "b", "b"], "2": ["c"]}))
+    assert not same_references({}, {})
+
+
+def test_files_of_older_versions_still_compare() -> None:
+    """They have the hash of the captions in the order listed, and no other."""
+    one = {"1": ["b", "a"], "2": ["c"]}
+    older = hashlib.sha256(json.dumps(sorted(one.items())).encode()).hexdigest()
+    assert same_references({"sha256": older}, references_hashes(one))
+    assert same_references({"sha256": older}, {"sha256": older})
 
 
 def test_the_sentence_names_what_makes_scores_doubtful() -> None:

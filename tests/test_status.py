@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +30,7 @@ from blip_art.cluster.status import Row, as_json, duration, find_runs, shown, su
 from blip_art.cluster.table import table
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_jsonl, write_text
+from blip_art.score.lock import taken
 
 
 def answers(**said: Completed | Exception) -> Slurm:
@@ -113,6 +117,58 @@ def test_a_run_that_says_running_but_has_no_job_is_told_by_accounting(
     row = row_of(run, answers(squeue=Completed(0), sacct=sacct))
     assert row.state == state
     assert word in row.why
+
+
+TRAIN = """
+import sys, time
+from pathlib import Path
+from blip_art.score.lock import taken
+with taken(Path(sys.argv[1])) as ours:
+    print(ours, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_training_whose_process_was_killed_is_lost_whatever_its_state_says(
+        tmp_path: Path) -> None:
+    run = make_run(tmp_path / "art", "running", 1)
+    process = subprocess.Popen([sys.executable, "-c", TRAIN, str(run.training_lock)],
+                               stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "True\n"
+    who = f"{os.uname().nodename}:{process.pid}"
+    alive = row_of(run, answers())
+    process.kill()
+    process.communicate()
+    dead = row_of(run, answers())
+    assert (alive.state, alive.why) == ("running", f"process {who}")
+    assert dead.state == "lost"
+    assert f"its process {who} is gone" in dead.why
+    write_json(run.state, {"state": "failed", "why": "a bug"})
+    assert row_of(run, answers()).why == "a bug"
+
+
+@pytest.mark.parametrize(("silent_min", "state", "why"), [
+    (5, "running", ""), (30, "running", "has written nothing for 30 min"),
+    (90, "lost", "has written nothing for 1 h 30 min, and no process of it is known")])
+def test_a_training_on_another_machine_is_told_by_its_silence(
+        tmp_path: Path, silent_min: int, state: str, why: str) -> None:
+    run = make_run(tmp_path / "art", "running", 1)
+    write_json(run.training_lock, {"host": "elsewhere", "pid": 1})
+    for path in (run.state, run.train_log):
+        os.utime(path, (time.time() - 60 * silent_min,) * 2)
+    row = row_of(run, answers())
+    assert row.state == state
+    assert row.why.startswith(why)
+    assert bool(why) or not row.why
+
+
+def test_a_local_training_of_a_run_that_was_submitted_before_is_running(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "art", "running", 1, job="12")
+    gone = answers(squeue=Completed(0), sacct=Completed(0, "12|TIMEOUT|0:0|60|cpu=8|a|b|n\n"))
+    with taken(run.training_lock):
+        assert row_of(run, gone).state == "running"
+    assert row_of(run, gone).state == "failed"
 
 
 def test_gpu_hours_add_up_over_restarts(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import List, Mapping, Optional, Tuple
 
 from blip_art.cluster.jobs import Job, descendants, exit_code, signal_all
-from blip_art.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
-from blip_art.files import read_json, write_text
+from blip_art.errors import EXIT_FAILED, EXIT_INTERRUPTED
+from blip_art.files import RunDir, write_text
+from blip_art.run_state import is_finished
 
 # Ranks that were still starting when a signal came ignored it: it is told again.
 REPEAT_S = 5.0
@@ -206,7 +207,4 @@ def _finished(job: Job) -> bool:
     """Whether a command that ends with 0 when it is stopped, too, came to its end."""
     if not job.state:
         return True
-    try:
-        return bool(read_json(Path(job.cwd, job.state))["state"] == "finished")
-    except (UserError, KeyError, TypeError):
-        return False
+    return is_finished(RunDir(Path(job.cwd, job.state).parent))

@@ -15,7 +15,8 @@ from blip_art.cluster.record import Submitted, read_jobs
 from blip_art.cluster.slurm import QueueRow, Slurm
 from blip_art.cluster.status import cancelled_jobs, cancelled_note
 from blip_art.errors import EXIT_FAILED, UserError
-from blip_art.files import RunDir, read_json, write_text
+from blip_art.files import RunDir, write_text
+from blip_art.run_state import is_finished, unscored
 
 NOT_SUBMITTED = "was not submitted to Slurm; 'launch.py train CONFIG --cluster slurm' does that"
 # Stages that will have scored all captions when they end.
@@ -103,11 +104,10 @@ def what_again(run: RunDir, live: Sequence[Live]) -> Union[Again, str]:
     last = on_gpus[-1]
     if last.stage == "predict" and last.job_id in cancelled_jobs(run):
         return Again(last.cwd, last.command, last.site)
-    finished = run.state.exists() and read_json(run.state).get("state") == "finished"
-    if not finished:
+    if not is_finished(run):
         first = [job for job in on_gpus if job.stage == "train"] or on_gpus
         return Again(first[-1].cwd, first[-1].command, first[-1].site)
-    if {one[:2] for one in run.predicted()} <= {one[:2] for one in run.scored()}:
+    if not unscored(run):
         return "finished and scored, nothing to do"
     for _, job, row in live:
         if job.stage in SCORING:

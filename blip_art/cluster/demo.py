@@ -15,9 +15,10 @@ from blip_art.cluster.plan import Place, collect_job, module_job, score_job, tra
 from blip_art.cluster.snapshot import take_snapshot
 from blip_art.config import differences, load_config
 from blip_art.errors import UserError
-from blip_art.files import RunDir, read_json, write_text
+from blip_art.files import RunDir, write_text
 from blip_art.report.tables import Run, read_runs
 from blip_art.report.words import number
+from blip_art.run_state import all_scored, is_finished
 
 
 class Stage(NamedTuple):
@@ -74,15 +75,12 @@ class Demo:
 
     def trained(self) -> bool:
         """Every epoch is done."""
-        return (self.run.state.exists()
-                and read_json(self.run.state)["state"] == "finished")
+        return is_finished(self.run)
 
     def scored(self) -> bool:
-        """Every captioned epoch has scores newer than its captions, and there is a floor."""
-        predicted = self.run.predicted()
-        return bool(predicted) and all(
-            self.run.floor_scores(split).exists()
-            and _newer(self.run.scores(split, epoch), path) for split, epoch, path in predicted)
+        """Every captioned epoch has scores, and there is a floor."""
+        return all_scored(self.run) and all(
+            self.run.floor_scores(row.split).exists() for row in self.run.predicted())
 
     def collected(self) -> bool:
         """The page is newer than all it is made from."""

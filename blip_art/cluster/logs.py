@@ -15,7 +15,8 @@ from blip_art.cluster import reasons
 from blip_art.cluster.record import Submitted, read_jobs
 from blip_art.cluster.slurm import QueueRow, Slurm, SlurmError
 from blip_art.errors import UserError
-from blip_art.files import RunDir, read_json
+from blip_art.files import RunDir
+from blip_art.run_state import is_alive, read_state
 
 LOOK_S = 0.5
 # squeue is everybody's: a log may be read twice a second, the controller may not be asked so often.
@@ -103,8 +104,8 @@ def _still_going(run: RunDir, stage: str, slurm: Slurm) -> Tuple[bool, str]:
     """Whether more may be written, and what is to be told about it."""
     jobs = [job for job in read_jobs(run) if job.stage == stage]
     if not jobs:
-        said = read_json(run.state).get("state") if run.state.exists() else "running"
-        return said == "running", ""
+        going = read_state(run).name in ("running", "") and is_alive(run) is not False
+        return going, ""
     try:
         rows = slurm.squeue([job.job_id for job in jobs])
     except SlurmError as error:

@@ -33,6 +33,7 @@ from blip_art.cluster.submit import Submission, shown, submit, tell
 from blip_art.config import HARMLESS, Config, differences, dump_config, load_config
 from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json, write_json, write_text
+from blip_art.run_state import is_finished, read_state, unscored
 from blip_art.score.lock import owner, taken
 
 EXAMPLE = "configs/sites/v100.yaml"
@@ -99,14 +100,14 @@ def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
            folder: Path) -> int:
     members, code = plan.members(), folder / "code"
     living = [] if args.dry_run else living_jobs([m.run for m in members], Slurm())
-    todo, unscored, active = lacking(
+    todo, to_score, active = lacking(
         [m for m in members if sweeps.is_asked(m, args.only)], living)
     refuse_other_settings((m.run, load_config(plan.config, m.overrides))
                           for m in members if has_begun(m.run))
     print(f"{plan.name}: {len(members)} runs; {len(todo)} to submit, {active} in the queue, "
-          f"{sum(sweeps.finished(m.run) for m in members)} trained", file=sys.stderr)
+          f"{sum(is_finished(m.run) for m in members)} trained", file=sys.stderr)
     place = slurm_place(site, code.resolve(), args.processes)
-    stages = _sweep_stages(args, plan, place, members, todo, unscored, folder / "report")
+    stages = _sweep_stages(args, plan, place, members, todo, to_score, folder / "report")
     inputs = [_training_inputs(m.run, load_config(plan.config, m.overrides)) for m in todo]
     to = Submission(site, code, folder / "slurm", _command(),
                     folders_of((path for one in inputs for path in one.values()), site))
@@ -132,9 +133,9 @@ def lacking(members: Sequence[sweeps.Member], living: Sequence[Live]
     training = {run.path for run, job, _ in living if job.stage in _EXCLUSIVE}
     scoring = {run.path for run, job, _ in living if job.stage in SCORING}
     idle = [m for m in members if m.run.path not in training]
-    unscored = [m.run for m in idle if m.run.path not in scoring
-                and sweeps.finished(m.run) and not sweeps.scored(m.run)]
-    return [m for m in idle if not sweeps.finished(m.run)], unscored, len(training)
+    to_score = [m.run for m in idle if m.run.path not in scoring
+                and is_finished(m.run) and unscored(m.run)]
+    return [m for m in idle if not is_finished(m.run)], to_score, len(training)
 
 
 def has_begun(run: RunDir) -> bool:
@@ -155,11 +156,11 @@ def refuse_other_settings(asked: Iterable[Tuple[RunDir, Config]]) -> None:
 
 def _sweep_stages(args: argparse.Namespace, plan: sweeps.Sweep, place: Any,
                   members: Sequence[sweeps.Member], todo: Sequence[sweeps.Member],
-                  unscored: Sequence[RunDir], out: Path) -> List[Stage]:
+                  to_score: Sequence[RunDir], out: Path) -> List[Stage]:
     stages: List[Stage] = []
-    if unscored:
-        stages.append(Stage("rescore", tuple(score_job(place, run) for run in unscored),
-                            tuple(unscored)))
+    if to_score:
+        stages.append(Stage("rescore", tuple(score_job(place, run) for run in to_score),
+                            tuple(to_score)))
     if todo:
         jobs = [train_job(place, str(m.run.frozen_config), m.run) for m in todo]
         stages += sweep_stages(place, [m.run for m in todo], jobs, args.nodes, plan.parallel)
@@ -229,7 +230,7 @@ def _snapshot(repo: Path, code: Path, living: Sequence[Live]) -> None:
 def _freeze(run: RunDir, config: str, overrides: Sequence[str]) -> None:
     """What queued and requeued jobs read, whatever becomes of the file it came from."""
     write_text(run.frozen_config, dump_config(load_config(config, overrides)), durable=False)
-    if sweeps.state_of(run) == "failed":
+    if read_state(run).name == "failed":
         # The follower starts with the training, and would take the old end for the new one.
         write_json(run.state, {"state": "stopped", "why": "submitted again"})
 

@@ -22,6 +22,17 @@ from blip_art.cluster.slurm import AccountRow, QueueRow, Slurm, SlurmAbsent, Slu
 from blip_art.cluster.table import table
 from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json, read_jsonl
+from blip_art.run_state import (
+    State,
+    is_alive,
+    planned_epochs,
+    read_best,
+    read_state,
+    rule_value,
+    unscored,
+)
+from blip_art.score.lock import owner
+from blip_art.score.summary import Summaries
 
 # Folders inside a run: no runs are looked for there.
 _PARTS = frozenset(("code", "checkpoints", "predictions", "scores", "references", "bad_pictures",
@@ -29,7 +40,9 @@ _PARTS = frozenset(("code", "checkpoints", "predictions", "scores", "references"
 # What a run is doing, by the first of these that one of its jobs is for.
 _DOING = {"train": "running", "predict": "predicting", "follow": "scoring", "score": "scoring",
           "rescore": "scoring", "collect": "collecting"}
-_SILENT_S = 15 * 60
+# A run of which no process is known: told from here on, and given up after as long as the follower
+# waits for it.
+_SILENT_S, _LOST_S = 15 * 60, 60 * 60
 HEADER = ("run", "state", "epoch", "loss", "SPICE", "best", "GPU-h", "why")
 _NUMBERS = (2, 3, 4, 6)
 
@@ -74,12 +87,13 @@ class Folder:
 
     run: RunDir
     jobs: Tuple[Submitted, ...]
-    state: str
-    why: str
+    state: State
+    alive: Optional[bool]
+    """Whether a process trains here; None where nobody knows, or where it has ended for good."""
     cancelled: FrozenSet[str]
     """Jobs that 'launch.py cancel' ended."""
     silent_s: float
-    """Seconds since the run last wrote its state or its log."""
+    """Seconds since the run last wrote its state, its log or a checkpoint."""
     row: Row
     """The numbers; state and why are still to be decided."""
 
@@ -135,12 +149,12 @@ def read_folder(run: RunDir) -> Folder:
     """What the files of a run say; one that cannot be read is told in its row."""
     row = Row(str(run.path), "unreadable")
     try:
-        jobs = tuple(read_jobs(run))
-        said = read_json(run.state) if run.state.exists() else {}
-        return Folder(run, jobs, str(said.get("state", "")), str(said.get("why") or ""),
-                      cancelled_jobs(run), _silence(run), _numbers(run, jobs, said))
+        jobs, state = tuple(read_jobs(run)), read_state(run)
+        alive = None if state.name == "finished" else is_alive(run)
+        return Folder(run, jobs, state, alive, cancelled_jobs(run), _silence(run),
+                      _numbers(run, jobs, state))
     except (UserError, AttributeError, TypeError, KeyError, ValueError) as error:
-        return Folder(run, (), "unreadable", str(error), frozenset(), 0.0, row)
+        return Folder(run, (), State("unreadable", str(error)), None, frozenset(), 0.0, row)
 
 
 def ask(slurm: Slurm, jobs: Sequence[Submitted]) -> Answers:
@@ -214,19 +228,33 @@ def _why_pending(row: QueueRow, jobs: Sequence[Submitted]) -> str:
 
 def _at_rest(folder: Folder, answers: Answers) -> Tuple[str, str]:
     """No job lives, or nobody knows of any."""
-    if folder.state == "finished":
+    state = folder.state
+    if state.name == "finished":
         return "finished", _unscored(folder.run)
-    if folder.state in ("failed", "unreadable"):
-        return folder.state, folder.why
+    if folder.alive:
+        return "running", f"process {owner(folder.run.training_lock)}"
+    if state.name in ("failed", "unreadable"):
+        return state.name, state.why
     if folder.jobs and _main_job(folder.jobs).job_id in folder.cancelled:
         return "cancelled", "'launch.py resume' goes on"
     if folder.jobs and answers.asked:
         return _last_ended(folder, answers)
     if folder.jobs:
-        return folder.state or "submitted", folder.why
-    silent = folder.state == "running" and folder.silent_s > _SILENT_S
-    return folder.state or "new", (f"has written nothing for {duration(folder.silent_s)}"
-                                   if silent else folder.why)
+        return state.name or "submitted", state.why
+    return _without_job(folder) if state.name == "running" else (state.name or "new", state.why)
+
+
+def _without_job(folder: Folder) -> Tuple[str, str]:
+    """state.json says running, which a process that was killed or had no disk left cannot take
+    back; no job could tell."""
+    who = owner(folder.run.training_lock)
+    if folder.alive is False:
+        return "lost", (f"its process {who} is gone and did not say why (killed, or a full disk): "
+                        f"'launch.py logs {folder.run.path}', then start it again")
+    silence = f"has written nothing for {duration(folder.silent_s)}"
+    if folder.silent_s > _LOST_S:
+        return "lost", f"{silence}, and no process of it is known: start it again"
+    return "running", silence * (folder.silent_s > _SILENT_S)
 
 
 def _main_job(jobs: Sequence[Submitted]) -> Submitted:
@@ -242,13 +270,14 @@ def _last_ended(folder: Folder, answers: Answers) -> Tuple[str, str]:
     state = account.state if account else row.state if row else ""
     if state == "CANCELLED":
         return "cancelled", f"job {job_id} was cancelled; 'launch.py resume' goes on"
-    if folder.state == "stopped":
-        return "stopped", folder.why
+    if folder.state.name == "stopped":
+        return "stopped", folder.state.why
     if state and state != "COMPLETED":
         return "failed", (f"job {job_id}: "
                           f"{reasons.ended(state, account.exit_code if account else '')}")
-    if folder.state != "running" and state == "COMPLETED":
-        return folder.state or "failed", f"job {job_id} ended; 'launch.py logs' shows its words"
+    if folder.state.name != "running" and state == "COMPLETED":
+        return (folder.state.name or "failed",
+                f"job {job_id} ended; 'launch.py logs' shows its words")
     return "lost", (f"job {job_id} ended without a word; 'launch.py logs' shows its last, "
                     "'launch.py resume' goes on")
 
@@ -265,49 +294,33 @@ def cancelled_jobs(run: RunDir) -> FrozenSet[str]:
 
 
 def _unscored(run: RunDir) -> str:
-    scored = {(one.split, one.epoch) for one in run.scored()}
-    holes = sum((one.split, one.epoch) not in scored for one in run.predicted())
+    holes = len(unscored(run))
     return f"{holes} not scored: launch.py score --run {run.path}" if holes else ""
 
 
 def _silence(run: RunDir) -> float:
-    times = [path.stat().st_mtime for path in (run.state, run.train_log) if path.exists()]
+    times = [path.stat().st_mtime for path in (run.state, run.train_log, run.last_checkpoint)
+             if path.exists()]
     return time.time() - max(times) if times else 0.0
 
 
-def _numbers(run: RunDir, jobs: Sequence[Submitted], said: Dict[str, Any]) -> Row:
+def _numbers(run: RunDir, jobs: Sequence[Submitted], state: State) -> Row:
     trained = read_jsonl(run.train_log)
     scored = [one for one in run.scored() if one.split == "val"]
-    best = read_json(run.best)["epoch"] if run.best.exists() else None
+    best = read_best(run)
+    at_best = [one for one in scored if best and one.epoch == best.epoch]
+    summaries = Summaries(run)
     hours = _reckoned_hours(run, jobs, trained)
     return Row(
-        str(run.path), "", epochs_done=len(trained), epochs=said.get("epochs") or _planned(run),
+        str(run.path), "", epochs_done=len(trained), epochs=state.epochs or planned_epochs(run),
         loss=trained[-1]["loss"] if trained else None,
-        spice=_spice(scored[-1].path) if scored else None, best_epoch=best,
-        best_spice=next((_spice(one.path) for one in scored if one.epoch == best), None),
-        gpu_hours=hours, gpu_hours_exact=False)
+        spice=_spice(summaries, scored[-1].path) if scored else None,
+        best_spice=_spice(summaries, at_best[0].path) if at_best else None,
+        best_epoch=best.epoch if best else None, gpu_hours=hours, gpu_hours_exact=False)
 
 
-def _planned(run: RunDir) -> Optional[int]:
-    """`train.epochs`, found as text: YAML of 200 runs takes seconds to parse."""
-    try:
-        text = run.config.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    found = re.search(r"^\s+epochs:\s*(\d+)", text, re.MULTILINE)
-    return int(found[1]) if found else None
-
-
-def _spice(path: Path) -> Optional[float]:
-    """From the first bytes of a score file, which goes on with megabytes of single pictures."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        head = file.read(1 << 16)
-    place = head.find('"metrics": ')
-    if place < 0:
-        return None
-    metrics, _ = json.JSONDecoder().raw_decode(head, place + len('"metrics": '))
-    value = metrics.get("SPICE")
-    return float(value) if value is not None else None
+def _spice(summaries: Summaries, path: Path) -> Optional[float]:
+    return rule_value(summaries.glance(path).get("metrics"), "spice")
 
 
 def _reckoned_hours(run: RunDir, jobs: Sequence[Submitted],

@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from blip_art.config import load_config, parse_yaml
 from blip_art.errors import UserError
-from blip_art.files import RunDir, read_json
+from blip_art.files import RunDir
 
 _KEYS = ("config", "name", "parallel", "grid", "list", "seeds", "set")
 # File systems allow 255 bytes a name; temporary files beside it add some.
@@ -85,24 +85,6 @@ def load_sweep(path: str, overrides: Sequence[str] = ()) -> Sweep:
 def is_asked(member: Member, only: Optional[Sequence[str]]) -> bool:
     """Whether it is among the run folders that were named; all are if none was."""
     return not only or member.run.path.resolve() in {Path(path).resolve() for path in only}
-
-
-def finished(run: RunDir) -> bool:
-    """Whether training came to its end."""
-    return state_of(run) == "finished"
-
-
-def state_of(run: RunDir) -> str:
-    """What state.json says; '' for a run that never started."""
-    if not run.state.exists():
-        return ""
-    value = read_json(run.state)
-    return str(value.get("state", "")) if isinstance(value, dict) else ""
-
-
-def scored(run: RunDir) -> bool:
-    """Whether every epoch's captions have scores."""
-    return {row[:2] for row in run.predicted()} <= {row[:2] for row in run.scored()}
 
 
 def _settings(values: Mapping[str, Any], path: str) -> Tuple[Tuple[str, ...], ...]:

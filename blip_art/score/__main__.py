@@ -13,8 +13,9 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from blip_art.config import METRIC_NAMES
 from blip_art.errors import EXIT_FAILED, UserError, exit_cleanly, printable
-from blip_art.files import RunDir, read_json, write_json
+from blip_art.files import RunDir, write_json
 from blip_art.outputs import check_output
+from blip_art.run_state import read_best
 from blip_art.score import corenlp, prepare
 from blip_art.score.shown import comparison_table, sentence, table, verdict, with_intervals
 
@@ -204,14 +205,12 @@ def _score_run(run: RunDir, options: argparse.Namespace, metrics: Sequence[str])
 
     with _engine(options) as engine:
         written = score_when_free(run, engine, metrics)
-    files = [*sorted(run.path.glob("scores/floor_*.json")), *(row.path for row in run.scored()),
-             *sorted(run.path.glob("scores/oracle_*.json"))]
-    rows = {path.stem: row for path in files for row in [read_scores(path)] if row}
-    best = read_json(run.best) if run.best.exists() else None
+    rows = {path.stem: row for path in run.score_files() for row in [read_scores(path)] if row}
+    best = read_best(run)
     lines = [table({name: row["metrics"] for name, row in rows.items()})] if rows else []
     if best:
-        lines += [f"best epoch {best['epoch']:02d} by {best['rule']} = {best['value']:.3f}"]
-    _tell(options.json, {"rows": rows, "best": best}, "\n".join(lines))
+        lines += [f"best {best.told()}"]
+    _tell(options.json, {"rows": rows, "best": best and best._asdict()}, "\n".join(lines))
     return EXIT_FAILED if any(rows[path.stem]["failed"] for path in written) else 0
 
 

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from blip_art.errors import UserError
 from blip_art.files import PathLike, read_json
+from blip_art.run_state import same_references
 from blip_art.score import bootstrap
 from blip_art.score.bootstrap import POOLED, Sample
 from blip_art.score.coco import read_captions, read_references
@@ -29,7 +30,7 @@ def compare(first: Record, second: Record, metrics: Sequence[str] = (),
         UserError: other pictures or references, or no metric that both have.
     """
     _refuse_other_pictures(list(first["per_image"]), list(second["per_image"]))
-    if first["references"]["sha256"] != second["references"]["sha256"]:
+    if not same_references(first["references"], second["references"]):
         raise UserError("A and B were scored against different references of the same pictures; "
                         "their scores do not compare")
     names = [name for name in first["metrics"] if name in second["metrics"]

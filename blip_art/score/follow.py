@@ -19,6 +19,7 @@ from typing import Callable, Iterable, List, NamedTuple, Optional, Sequence, Tup
 from blip_art.errors import EXIT_FAILED, EXIT_USER_ERROR, UserError
 from blip_art.files import RunDir, read_json
 from blip_art.retention import prune_weights
+from blip_art.run_state import read_best, read_state
 from blip_art.score.engine import Engine
 from blip_art.score.lock import owner, taken
 from blip_art.score.run import run_config, say, score_run
@@ -92,13 +93,13 @@ class Follower:
     def _keep_the_best(self) -> None:
         try:
             prune_weights(self._run, run_config(self._run).train.keep)
-            best = read_json(self._run.best) if self._run.best.exists() else None
+            best = read_best(self._run)
         except UserError as error:
             say(f"error: {error}")
             self._code = EXIT_USER_ERROR
             return
         if best:
-            say(f"best so far: epoch {best['epoch']:02d} by {best['rule']} = {best['value']:.3f}")
+            say(f"best so far: {best.told()}")
 
     def _say_who(self) -> None:
         who = owner(self._run.scoring_lock) or "another process"
@@ -112,7 +113,7 @@ class Follower:
         return _states([*(row.path for row in predicted), *map(self._run.references, splits)])
 
     def _scores(self) -> Signature:
-        return _states(sorted(self._run.scoring_lock.parent.glob("*.json")))
+        return _states(self._run.score_files())
 
 
 def score_when_free(run: RunDir, engine: Engine, metrics: Sequence[str] = (),
@@ -169,18 +170,10 @@ def _training_job(run: RunDir) -> str:
 
 
 def _state(run: RunDir) -> str:
-    try:
-        said = read_json(run.state)
-    except UserError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return "not begun"
-        if isinstance(error.__cause__, OSError):
-            # A file system that stumbles does not end the follower; patience does.
-            return "unreadable"
-        raise
-    if not isinstance(said, dict) or not isinstance(said.get("state"), str):
-        raise UserError(f"{run.state} does not say 'state'; remove it, training writes it again")
-    return str(said["state"])
+    state = read_state(run)
+    if state.damaged:  # a file system that stumbles does not end the follower; patience does
+        raise UserError(state.why)
+    return state.name or "not begun"
 
 
 def until_stdin_ends() -> Ending:

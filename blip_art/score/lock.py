@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, Iterator
+from typing import IO, Any, Callable, Dict, Iterator, Optional
 
 from blip_art.errors import UserError
 
@@ -60,6 +60,26 @@ def taken(path: Path, flock: Flock = fcntl.flock) -> Iterator[bool]:
             return
         _write_owner(file)
         yield True
+
+
+def is_held(path: Path, flock: Flock = fcntl.flock) -> Optional[bool]:
+    """Whether a process has the lock; None where that cannot be told from this host.
+
+    Looking takes a shared lock for a moment, so that `taken` may fail then; it is tried again.
+    """
+    owner_file = path.with_name(path.name + ".owner")
+    try:
+        if owner_file.exists():
+            return not _is_void(owner_file)
+        with open(path, encoding="utf-8") as file:
+            flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        # Without locks the file of the owner stands for one, and there is none.
+        return False if error.errno in NO_FLOCK else None
+    # Some file systems keep locks on the host that has them.
+    return False if owner(path).rpartition(":")[0] == os.uname().nodename else None
 
 
 def owner(path: Path) -> str:

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections import Counter
 from typing import Any, Dict, Mapping, Sequence
 
 import numpy as np
 
+from blip_art.run_state import references_hashes
 from blip_art.score import bootstrap
 from blip_art.score.coco import Pairs, cleaned, paired
 from blip_art.score.engine import Engine
@@ -66,14 +65,8 @@ def describe_captions(captions: Sequence[str], tokenized: Sequence[str]) -> Dict
 def describe_references(pairs: Pairs, max_words: int) -> Dict[str, Any]:
     """How many there are, what they are, and the share that no caption can be as long as."""
     texts = [text for lines in pairs.references for text in lines]
-    found = {"sha256": references_hash(pairs.ids, pairs.references), "count": len(texts)}
+    found = {**references_hashes(dict(zip(pairs.ids, pairs.references))), "count": len(texts)}
     if max_words:
         longer = sum(len(text.split()) > max_words for text in texts)
         found.update(max_words=max_words, longer_share=longer / len(texts))
     return found
-
-
-def references_hash(ids: Sequence[str], references: Sequence[Sequence[str]]) -> str:
-    """Equal for equal references of equal pictures, in whatever order the pictures are listed."""
-    text = json.dumps(sorted(zip(ids, map(list, references))))
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -5,19 +5,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set
 
-from blip_art.config import BEST_RULES, METRIC_NAMES, Config, load_config
+from blip_art.config import METRIC_NAMES, Config, load_config
 from blip_art.errors import UserError
 from blip_art.files import Result, RunDir, read_json, write_json
+from blip_art.run_state import (
+    BEST_RULES,
+    Best,
+    choose_best,
+    is_number,
+    read_best,
+    references_hashes,
+    rule_value,
+    sha256_of,
+)
 from blip_art.score import baselines
 from blip_art.score.coco import read_captions, read_references
 from blip_art.score.engine import Engine
-from blip_art.score.record import record, references_hash
+from blip_art.score.record import record
+from blip_art.score.summary import Summaries, is_whole, summary_first
 
 
 def score_run(run: RunDir, engine: Engine, metrics: Sequence[str] = ()) -> List[Path]:
@@ -31,11 +41,12 @@ def score_run(run: RunDir, engine: Engine, metrics: Sequence[str] = ()) -> List[
     """
     config = run_config(run)
     metrics = metrics or config.score.metrics
+    summaries = Summaries(run)
     written: List[Path] = []
     refused: List[str] = []
     for split in dict.fromkeys(result.split for result in run.predicted()):
         try:
-            scorer = SplitScorer(run, config, split, engine, metrics)
+            scorer = SplitScorer(run, config, split, engine, metrics, summaries)
         except UserError as error:
             refused.append(str(error))
             continue
@@ -49,7 +60,8 @@ def score_run(run: RunDir, engine: Engine, metrics: Sequence[str] = ()) -> List[
                 written += [path] if path else []
             except UserError as error:
                 refused.append(str(error))
-    write_best(run, config.score.best)
+    write_best(run, config.score.best, summaries)
+    summaries.keep()
     if refused:
         more = f"; and {len(refused) - 1} more" if len(refused) > 1 else ""
         raise UserError(f"{refused[0]}{more}")
@@ -72,18 +84,18 @@ class SplitScorer:
     """Writes the score files of one split that are not there yet, or not of these texts."""
 
     def __init__(self, run: RunDir, config: Config, split: str, engine: Engine,
-                 metrics: Sequence[str]) -> None:
+                 metrics: Sequence[str], summaries: Summaries) -> None:
         self._run, self._config, self._split = run, config, split
-        self._engine, self._metrics = engine, metrics
+        self._engine, self._metrics, self._summaries = engine, metrics, summaries
         self._references = read_references(run.references(split))
-        self._hash = references_hash(list(self._references), list(self._references.values()))
+        self._hash = references_hashes(self._references)["sha256"]
         self._max_words = baselines.caption_words(config)
 
     def epoch(self, result: Result) -> Optional[Path]:
         """Captions of one epoch."""
         path = self._run.scores(self._split, result.epoch)
         head = {"split": self._split, "epoch": result.epoch,
-                "predictions": hashlib.sha256(result.path.read_bytes()).hexdigest()}
+                "predictions": sha256_of(result.path)}
         return self._score(path, head, lambda: read_captions(result.path))
 
     def floor(self) -> Optional[Path]:
@@ -122,7 +134,9 @@ class SplitScorer:
             if name in held:
                 raise UserError(f"{path} stays as it was: {name}, which it has, failed this time "
                                 f"({why}); run it again")
-        write_json(path, {**head, **found})
+        write_json(path, summary_first({**head, **found}))
+        self._summaries.of(path)
+        self._summaries.keep()
         for name, why in found["failed"].items():
             say(f"{path.name}: {name} failed: {why}")
         return path
@@ -133,8 +147,9 @@ class SplitScorer:
 
     def _held(self, path: Path, head: Mapping[str, Any]) -> Set[str]:
         """The metrics that the file has of these captions and references."""
-        stored = read_scores(path)
+        stored = summary_or_none(self._summaries, path)
         if (stored is None or not stored.items() >= head.items()
+                # The oracle is each picture's first reference: here their order counts.
                 or (stored.get("references") or {}).get("sha256") != self._hash):
             return set()
         return set(stored.get("seconds") or ()) & set(METRIC_NAMES) - set(stored["failed"])
@@ -142,42 +157,54 @@ class SplitScorer:
 
 def read_scores(path: Path) -> Optional[Dict[str, Any]]:
     """The content of a score file; None where there is no whole one, which is then made again."""
-    stored = _read_or_none(path)
-    whole = isinstance(stored, dict) and all(
-        isinstance(stored.get(key), dict) for key in ("metrics", "failed"))
-    return stored if whole else None
+    try:
+        stored = read_json(path)
+    except UserError:
+        return None
+    return stored if is_whole(stored) else None
 
 
-def write_best(run: RunDir, rule: str) -> Optional[Dict[str, Any]]:
+def summary_or_none(summaries: Summaries, path: Path) -> Optional[Dict[str, Any]]:
+    """The same without its single pictures."""
+    try:
+        stored = summaries.of(path)
+    except UserError:
+        return None
+    return stored if is_whole(stored) else None
+
+
+def write_best(run: RunDir, rule: str, summaries: Optional[Summaries] = None) -> Optional[Best]:
     """Write best.json: the validation epoch with the highest sum of the rule's metrics."""
+    summaries = summaries or Summaries(run)
     values: Dict[int, float] = {}
     for result in run.scored():
         if result.split != "val":
             continue
-        stored = read_scores(result.path)
+        stored = summary_or_none(summaries, result.path)
         found = stored["metrics"] if stored else {}
-        lacking = [name for name in BEST_RULES[rule] if name not in found]
-        if lacking:
+        value = rule_value(found, rule)
+        if value is None:
+            lacking = [name for name in BEST_RULES[rule] if not is_number(found.get(name))]
             say(f"{result.path.name} has no {', '.join(lacking)}: "
                 f"not considered for the best epoch by '{rule}'")
             continue
-        values[result.epoch] = sum(found[name] for name in BEST_RULES[rule])
-    if not values:
+        values[result.epoch] = value
+    epoch = choose_best(values)
+    if epoch is None:
         return None
-    epoch = max(sorted(values), key=lambda number: values[number])
-    best = {"epoch": epoch, "rule": rule, "value": values[epoch]}
-    if _read_or_none(run.best) != best:
-        write_json(run.best, best)
+    best = Best(epoch, rule, values[epoch])
+    if not _is_written(run, best):
+        write_json(run.best, best._asdict())
     return best
+
+
+def _is_written(run: RunDir, best: Best) -> bool:
+    try:
+        return read_best(run) == best
+    except UserError:
+        return False  # damaged: it is made again
 
 
 def say(line: str) -> None:
     """To whoever watches, or the job's log."""
     print(line, file=sys.stderr, flush=True)
-
-
-def _read_or_none(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except UserError:
-        return None

@@ -8,11 +8,10 @@ One answer for status, report, scorer, sweep, resume and demo. Needs the standar
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, List, Mapping, NamedTuple, Optional
 
 from blip_art.errors import UserError
 from blip_art.files import Result, RunDir, read_json
@@ -189,27 +188,3 @@ def planned_epochs(run: RunDir) -> Optional[int]:
 def configured_rule(run: RunDir) -> str:
     """`score.best`."""
     return configured(run, "best") or DEFAULT_RULE
-
-
-# References --------------------------------------------------------------------------------
-
-
-def references_hashes(references: Mapping[str, Sequence[str]]) -> Dict[str, str]:
-    """What a score file says of the references by picture that it was made against.
-
-    Returns:
-        `sha256`: equal for equal captions of equal pictures, the captions of a picture in the
-        same order (all that older versions wrote). `sha256_any_order`: equal in any order.
-    """
-    return {"sha256": _hash_of(references, list), "sha256_any_order": _hash_of(references, sorted)}
-
-
-def same_references(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether two score files' 'references' are the same, in whatever order they were listed."""
-    return any(first.get(key) is not None and first.get(key) == second.get(key)
-               for key in ("sha256", "sha256_any_order"))
-
-
-def _hash_of(references: Mapping[str, Sequence[str]], order: Any) -> str:
-    text = json.dumps(sorted([key, order(texts)] for key, texts in references.items()))
-    return hashlib.sha256(text.encode()).hexdigest()

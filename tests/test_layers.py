@@ -42,7 +42,7 @@ LAYERS = {
                  "blip_art.data.large", "blip_art.data.pictures", "blip_art.data.rgb",
                  "blip_art.data.shrink",
               "blip_art.retention", "blip_art.score.lock", "blip_art.score.shown",
-              "blip_art.score.summary"),
+              "blip_art.score.references", "blip_art.score.summary"),
     "no torch": ("blip_art.data.check", "blip_art.data.demo", "blip_art.data.pictures",
                  "blip_art.report.plots", "blip_art.score.engine",
                  "blip_art.score.java_meteor", "blip_art.score.java_side",

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from blip_art.config import config_from_dict, dump_config
 from blip_art.files import RunDir, read_json, write_json, write_jsonl, write_text
-from blip_art.report.tables import METRICS, Best, read_runs, run_rows, write_tables
+from blip_art.report.tables import (
+    METRICS,
+    Best,
+    comparable_groups,
+    read_runs,
+    run_rows,
+    write_tables,
+)
+from blip_art.score.references import references_hashes, same_references
 from tests.report_runs import (
     PICTURES,
     Page,
@@ -164,6 +172,42 @@ def test_every_empty_cell_has_a_reason_and_no_cell_is_invented(tmp_path_factory,
         assert (row["loss"] is None) == (epoch not in trained)
         assert (written is None) == ("val:" in row["missing"])
         assert not trained or (row["loss"] is None) == ("train:" in row["missing"])
+
+
+def with_references(run, order, **scored_against):
+    """The run's one picture with two captions in this order, and a score file that says so."""
+    write_json(run.references("val"), [{"image_id": "a1", "caption": text} for text in order])
+    write_json(run.scores("val", 0), scores_of(0.5, pictures=1, references=scored_against or
+                                               references_hashes({"a1": order})))
+    return run
+
+
+def test_the_report_groups_runs_as_compare_does(tmp_path):
+    """The same captions of a picture in another order compare, others do not."""
+    runs = [with_references(make_run(tmp_path / name, (0.5,)), order) for name, order in (
+        ("one", ["sun", "tree"]), ("two", ["tree", "sun"]), ("three", ["sun", "sun"]))]
+    one, two, three = (read_json(run.scores("val", 0))["references"] for run in runs)
+    assert (same_references(one, two), same_references(one, three)) == (True, False)
+    groups = comparable_groups(read_runs(runs))
+    assert [[run.name for run in group] for group in groups] == [["one", "two"], ["three"]]
+    runs[1].references("val").unlink()  # what its scores say of them is enough
+    runs[1].score_summaries.unlink()
+    assert len(comparable_groups(read_runs(runs))[0]) == 2
+
+
+def test_a_run_that_an_older_version_scored_is_in_the_same_group(tmp_path):
+    new = with_references(make_run(tmp_path / "new", (0.5,)), ["tree", "sun"])
+    old = make_run(tmp_path / "old", (0.5,))
+    with_references(old, ["tree", "sun"],
+                    sha256=references_hashes({"a1": ["tree", "sun"]})["sha256"])
+    old.references("val").unlink()
+    assert len(comparable_groups(read_runs([new, old]))) == 1
+
+
+def test_scores_against_other_references_are_named(tmp_path):
+    run = with_references(make_run(tmp_path / "joined", (0.5,)), ["sun"], sha256="0")
+    assert read_runs([run])[0].missing[0] == (
+        "epoch 00, val: scored against other references than the run has now; score it again")
 
 
 def test_test_scores_of_the_best_epoch_alone_are_no_hole(tmp_path):

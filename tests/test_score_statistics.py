@@ -16,7 +16,6 @@ import pytest
 from blip_art.config import config_from_dict
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_text
-from blip_art.run_state import references_hashes, same_references
 from blip_art.score.baselines import (
     caption_words,
     most_frequent_caption,
@@ -26,6 +25,7 @@ from blip_art.score.baselines import (
 from blip_art.score.bootstrap import Sample, differences, intervals
 from blip_art.score.coco import Pairs
 from blip_art.score.record import describe_captions, describe_references
+from blip_art.score.references import references_hashes, same_references
 from blip_art.score.shown import sentence
 
 

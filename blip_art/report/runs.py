@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 from blip_art.files import RunDir
+from blip_art.run_state import Best
 
 SPLITS = ("val", "test")
 METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
@@ -32,6 +33,8 @@ class Scores:
     """What the captions are like: CAPTION_COLUMNS."""
     most_frequent: str = ""
     """The caption that most pictures got."""
+    references: Dict[str, Any] = field(default_factory=dict)
+    """Hashes of what the captions were scored against; an older file may not say."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,6 @@ class Epoch:
     predicted: Tuple[str, ...]
     """Splits that have captions."""
     missing: Tuple[str, ...]
-
-
-class Best(NamedTuple):
-    """The epoch to use, why, and the rule's value there (None when it was never scored)."""
-
-    epoch: int
-    rule: str
-    value: Optional[float]
 
 
 @dataclass(frozen=True)
@@ -69,14 +64,15 @@ class Run:
     """One constant caption, by split."""
     oracles: Dict[str, Scores]
     """The references themselves, cut to what captions can be."""
-    references: Dict[str, str]
-    """SHA-256 of the references of each split: equal ones make scores comparable."""
+    references: Dict[str, Dict[str, Any]]
+    """Hashes of the references of each split: equal ones make scores comparable."""
     missing: Tuple[str, ...]
     """Everything that is missing, the epochs' holes included."""
 
     def best_scores(self, split: str) -> Optional[Scores]:
         """Scores of the best epoch."""
-        found = [e.scores.get(split) for e in self.epochs if self.best and e.epoch == self.best[0]]
+        found = [e.scores.get(split) for e in self.epochs
+                 if self.best and e.epoch == self.best.epoch]
         return found[0] if found else None
 
     @property

@@ -8,22 +8,26 @@ Needs the standard library only, so that the login node can collect with it.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import math
-import re
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from blip_art.errors import UserError
-from blip_art.files import PathLike, RunDir, read_json, read_jsonl, write_json, write_text
+from blip_art.files import PathLike, RunDir, read_jsonl, write_json, write_text
 from blip_art.report.runs import CAPTION_COLUMNS, METRICS, SPLITS, Best, Epoch, Run, Scores
+from blip_art.run_state import (
+    choose_best,
+    configured_rule,
+    is_number,
+    read_best,
+    read_state,
+    rule_value,
+)
+from blip_art.score.references import references_key, same_references
+from blip_art.score.summary import Summaries
 
 TRAIN_COLUMNS = ("loss", "lr", "images_per_s", "seconds", "gpu_memory_gb", "steps",
                  "skipped_steps")
-DEFAULT_RULE = "cider+bleu_4"
-# What a score file calls the parts of a rule.
-RULE_PARTS = {"cider": "CIDEr", "bleu_4": "Bleu_4", "spice": "SPICE"}
 
 
 def read_runs(folders: Iterable[PathLike]) -> List[Run]:
@@ -54,9 +58,13 @@ def splits_of(runs: Sequence[Run]) -> List[str]:
 
 def comparable_groups(runs: Sequence[Run], split: str = "val") -> List[List[Run]]:
     """Runs by equal references of `split`; a run without references stands alone."""
-    groups: Dict[str, List[Run]] = {}
-    for place, run in enumerate(runs):
-        groups.setdefault(run.references.get(split, f"unknown {place}"), []).append(run)
+    hashes = [run.references.get(split, {}) for run in runs]
+    # A run that an older version scored has only the hash of the order listed.
+    keys = {one.get("sha256"): references_key(one) for one in hashes if len(one) > 1}
+    groups: Dict[Any, List[Run]] = {}
+    for place, (run, one) in enumerate(zip(runs, hashes)):
+        key = keys.get(one.get("sha256"), references_key(one)) or f"unknown {place}"
+        groups.setdefault(key, []).append(run)
     return list(groups.values())
 
 
@@ -96,7 +104,8 @@ def run_rows(runs: Sequence[Run]) -> List[Dict[str, Any]]:
                for s, scores in best.items() for key in CAPTION_COLUMNS},
             **{f"{s}_most_frequent": scores.most_frequent if scores else None
                for s, scores in best.items()},
-            **{f"references_{s}": run.references.get(s) for s in splits_of(runs)},
+            **{f"references_{s}": references_key(run.references.get(s, {}))
+               for s in splits_of(runs)},
             "missing": len(run.missing)})
     return rows
 
@@ -162,20 +171,21 @@ def _read_run(folder: RunDir, name: str) -> Run:
                         f"{', '.join(p.name for p in signs)}, predictions or scores; "
                         "name the folder that --run was given")
     missing: List[str] = []
-    state = _read_object(folder.state) if folder.state.exists() else {}
-    if not state:
+    state = read_state(folder)
+    if not state.name:
         missing.append("state.json: whether the run ended is not known")
     train = _read_train(folder, missing)
-    scores = {(r.split, r.epoch): _read_scores(r.path) for r in folder.scored()}
-    floors, oracles = ({s: _read_scores(path(s)) for s in SPLITS if path(s).exists()}
+    summaries = Summaries(folder)
+    scores = {(r.split, r.epoch): _read_scores(summaries, r.path) for r in folder.scored()}
+    floors, oracles = ({s: _read_scores(summaries, path(s)) for s in SPLITS if path(s).exists()}
                        for path in (folder.floor_scores, folder.oracle_scores))
-    references, pictures = _read_references(folder)
+    references = _read_references(folder, scores, summaries)
+    summaries.keep()
     best = _best(folder, {e: s for (split, e), s in scores.items() if split == "val"}, missing)
-    epochs = _epochs(folder, train, scores, pictures, best)
+    epochs = _epochs(folder, train, scores, references, best)
     missing += _run_holes(scores, floors, references, epochs, best)
     missing += [f"epoch {e.epoch:02d}, {hole}" for e in epochs for hole in e.missing]
-    status, why = str(state.get("state", "unknown")), str(state.get("why") or "")
-    planned = state["epochs"] if isinstance(state.get("epochs"), int) else None
+    status, why, planned = state.name or "unknown", state.why, state.epochs
     if train and planned and len(train) < planned:
         missing.append(f"{planned - len(train)} of {planned} epochs: not trained, the run is "
                        f"{status}" + f" ({why})" * bool(why))
@@ -183,19 +193,11 @@ def _read_run(folder: RunDir, name: str) -> Run:
                tuple(missing))
 
 
-def _read_object(path: Path) -> Dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, not a {type(value).__name__}; "
-                        "write it again")
-    return value
-
-
 def numbers(value: Any, where: str) -> Dict[str, float]:
     """The finite numbers of a JSON object: a null or NaN is an absent value."""
     if not isinstance(value, dict):
         raise UserError(f"{where} must be an object of numbers; write the file again")
-    return {str(k): v for k, v in value.items() if _is_number(v)}
+    return {str(k): v for k, v in value.items() if is_number(v)}
 
 
 def _read_train(folder: RunDir, missing: List[str]) -> Dict[int, Dict[str, float]]:
@@ -214,65 +216,59 @@ def _read_train(folder: RunDir, missing: List[str]) -> Dict[int, Dict[str, float
     return rows
 
 
-def _read_scores(path: Path) -> Scores:
-    value = _read_object(path)
+def _read_scores(summaries: Summaries, path: Path) -> Scores:
+    value = summaries.of(path)
     failed = value.get("failed") or {}
     metrics = numbers(value.get("metrics", {}), f"'metrics' of {path}")
     if not isinstance(failed, dict):
         raise UserError(f"'failed' of {path} must be an object of metric: why; score it again")
     lost = {name: "it is not a number" for name in value.get("metrics", {}) if name not in metrics}
-    captions, words = value.get("captions"), value.get("max_words")
+    captions, words, references = (value.get(key) for key in ("captions", "max_words",
+                                                              "references"))
     captions = captions if isinstance(captions, dict) else {}
     return Scores(
         metrics, {**lost, **{str(k): str(v) for k, v in failed.items()}},
         _whole(value.get("pictures")), str(value.get("caption", "")), _whole(words),
         _read_intervals(value.get("intervals")),
-        {key: captions[key] for key in CAPTION_COLUMNS if _is_number(captions.get(key))},
-        str(captions.get("most_frequent", "")))
+        {key: captions[key] for key in CAPTION_COLUMNS if is_number(captions.get(key))},
+        str(captions.get("most_frequent", "")),
+        references if isinstance(references, dict) and "sha256" in references else {})
 
 
 def _read_intervals(value: Any) -> Dict[str, Tuple[float, float]]:
     """Those that are two numbers; an older file has none."""
     return {str(name): (ends[0], ends[1])
             for name, ends in (value.items() if isinstance(value, dict) else ())
-            if isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends))}
+            if isinstance(ends, list) and len(ends) == 2 and all(map(is_number, ends))}
 
 
 def _whole(value: Any) -> Optional[int]:
     return value if isinstance(value, int) else None
 
 
-def _is_number(value: Any) -> bool:
-    return (isinstance(value, (int, float)) and not isinstance(value, bool)
-            and math.isfinite(value))
-
-
-def _read_references(folder: RunDir) -> Tuple[Dict[str, str], Dict[str, int]]:
-    """SHA-256 and number of pictures of each split's references."""
-    hashes, pictures = {}, {}
+def _read_references(folder: RunDir, scores: Dict[Tuple[str, int], Scores],
+                     summaries: Summaries) -> Dict[str, Dict[str, Any]]:
+    """Hashes and, where the file is there, number of pictures of each split's references."""
+    found: Dict[str, Dict[str, Any]] = {}
     for split in SPLITS:
-        path = folder.references(split)
-        if path.exists():
-            annotations = _read_object(path).get("annotations")
-            if not isinstance(annotations, list) or not all(isinstance(a, dict)
-                                                            for a in annotations):
-                raise UserError(f"{path} must be COCO ground truth with a list of 'annotations'; "
-                                "copy the split's ground truth there again")
-            hashes[split] = hashlib.sha256(path.read_bytes()).hexdigest()
-            pictures[split] = len({str(a.get("image_id")) for a in annotations})
-    return hashes, pictures
+        said = [s.references for (one, _), s in scores.items() if one == split and s.references]
+        if folder.references(split).exists():
+            found[split] = summaries.references(folder.references(split))
+        elif said:
+            found[split] = said[-1]
+    return found
 
 
 def _best(folder: RunDir, scores: Dict[int, Scores], missing: List[str]) -> Optional[Best]:
     """What best.json says, else the rule applied to the val scores that are there."""
-    said = _read_object(folder.best) if folder.best.exists() else {}
-    rule = str(said.get("rule") or _configured_rule(folder))
+    said = read_best(folder)
+    rule = said.rule if said and said.rule else configured_rule(folder)
     values = {epoch: value for epoch, value in
               ((e, rule_value(s.metrics, rule)) for e, s in scores.items()) if value is not None}
-    top = max(values, key=lambda e: (values[e], -e), default=None)
-    epoch = said.get("epoch")
-    if not isinstance(epoch, int):
+    top = choose_best(values)
+    if said is None:
         return None if top is None else Best(top, rule, values[top])
+    epoch = said.epoch
     if epoch not in values:
         missing.append(f"best.json names epoch {epoch:02d}, whose val scores are not there")
     elif top is not None and values[top] > values[epoch]:
@@ -281,26 +277,11 @@ def _best(folder: RunDir, scores: Dict[int, Scores], missing: List[str]) -> Opti
     return Best(epoch, rule, values.get(epoch))
 
 
-def rule_value(metrics: Dict[str, float], rule: str) -> Optional[float]:
-    """The sum that a rule like 'cider+bleu_4' stands for; None when a part is missing."""
-    parts = [metrics.get(RULE_PARTS.get(part, part)) for part in rule.split("+")]
-    return None if any(part is None for part in parts) else sum(p for p in parts if p is not None)
-
-
-def _configured_rule(folder: RunDir) -> str:
-    """`score.best` of config.yaml, found as text: this module does without a YAML parser."""
-    if not folder.config.exists():
-        return DEFAULT_RULE
-    found = re.search(r"^\s+best:\s*['\"]?([\w+]+)",
-                      folder.config.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-    return found[1] if found else DEFAULT_RULE
-
-
 # Holes -------------------------------------------------------------------------------------
 
 
 def _epochs(folder: RunDir, train: Dict[int, Dict[str, float]],
-            scores: Dict[Tuple[str, int], Scores], pictures: Dict[str, int],
+            scores: Dict[Tuple[str, int], Scores], references: Dict[str, Dict[str, Any]],
             best: Optional[Best]) -> Tuple[Epoch, ...]:
     predicted = {(r.split, r.epoch) for r in folder.predicted()}
     numbers = {*train, *(e for _, e in scores), *(e for _, e in predicted)}
@@ -318,13 +299,13 @@ def _epochs(folder: RunDir, train: Dict[int, Dict[str, float]],
             if wanted:
                 siblings = [v for (s, _), v in scores.items() if s == split]
                 holes += [f"{split}: {hole}" for hole in _score_holes(
-                    found.get(split), split in captioned, siblings, pictures.get(split))]
+                    found.get(split), split in captioned, siblings, references.get(split, {}))]
         rows.append(Epoch(epoch, train.get(epoch, {}), found, captioned, tuple(holes)))
     return tuple(rows)
 
 
 def _score_holes(scores: Optional[Scores], captioned: bool, siblings: Sequence[Scores],
-                 pictures: Optional[int]) -> List[str]:
+                 references: Dict[str, Any]) -> List[str]:
     if scores is None:
         return ["captions are there, not scored" if captioned else "not captioned"]
     holes = [f"{metric} failed: {why}" for metric, why in sorted(scores.failed.items())]
@@ -334,13 +315,16 @@ def _score_holes(scores: Optional[Scores], captioned: bool, siblings: Sequence[S
         if metric not in scores.metrics and not {
                 metric.lower(), metric.lower().split("_")[0]} & excused:
             holes.append(f"{metric} is not in the score file, which does not say why")
+    pictures = references.get("pictures")
     if pictures and scores.pictures is not None and scores.pictures != pictures:
         holes.append(f"{scores.pictures} of {pictures} pictures scored")
+    elif scores.references and not same_references(scores.references, references):
+        holes.append("scored against other references than the run has now; score it again")
     return holes
 
 
 def _run_holes(scores: Dict[Tuple[str, int], Scores], floors: Dict[str, Scores],
-               references: Dict[str, str], epochs: Sequence[Epoch],
+               references: Dict[str, Dict[str, Any]], epochs: Sequence[Epoch],
                best: Optional[Best]) -> List[str]:
     holes = []
     for split in [s for s in SPLITS if any(key[0] == s for key in scores)]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Optional
 
+from blip_art.run_state import BEST_RULES
+
 _TITLES = {"Bleu_1": "BLEU-1", "Bleu_2": "BLEU-2", "Bleu_3": "BLEU-3", "Bleu_4": "BLEU-4",
            "ROUGE_L": "ROUGE-L"}
 NOTHING = "–"
@@ -25,8 +27,7 @@ def metric_unit(metric: str) -> str:
 
 def rule_title(rule: str) -> str:
     """'cider+bleu_4' as 'CIDEr + BLEU-4'."""
-    names = {"cider": "CIDEr", "bleu_4": "BLEU-4", "spice": "SPICE"}
-    return " + ".join(names.get(part, part) for part in rule.split("+"))
+    return " + ".join(map(metric_title, BEST_RULES.get(rule, (rule,))))
 
 
 def number(value: Optional[float], digits: int = DIGITS) -> str:

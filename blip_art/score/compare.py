@@ -9,12 +9,12 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from blip_art.errors import UserError
 from blip_art.files import PathLike, read_json
-from blip_art.run_state import same_references
 from blip_art.score import bootstrap
 from blip_art.score.bootstrap import POOLED, Sample
 from blip_art.score.coco import read_captions, read_references
 from blip_art.score.engine import Engine
 from blip_art.score.record import record
+from blip_art.score.references import same_references
 
 Record = Mapping[str, Any]
 

@@ -11,10 +11,10 @@ from typing import Any, Dict, Mapping, Sequence
 
 import numpy as np
 
-from blip_art.run_state import references_hashes
 from blip_art.score import bootstrap
 from blip_art.score.coco import Pairs, cleaned, paired
 from blip_art.score.engine import Engine
+from blip_art.score.references import references_hashes
 from blip_art.score.scoring import score_with
 from blip_art.score.word_groups import brevity_penalty, length_ratio
 

@@ -19,7 +19,6 @@ from blip_art.run_state import (
     choose_best,
     is_number,
     read_best,
-    references_hashes,
     rule_value,
     sha256_of,
 )
@@ -27,6 +26,7 @@ from blip_art.score import baselines
 from blip_art.score.coco import read_captions, read_references
 from blip_art.score.engine import Engine
 from blip_art.score.record import record
+from blip_art.score.references import references_hashes
 from blip_art.score.summary import Summaries, is_whole, summary_first
 
 
@@ -89,6 +89,7 @@ class SplitScorer:
         self._engine, self._metrics, self._summaries = engine, metrics, summaries
         self._references = read_references(run.references(split))
         self._hash = references_hashes(self._references)["sha256"]
+        summaries.references(run.references(split))  # kept for the report
         self._max_words = baselines.caption_words(config)
 
     def epoch(self, result: Result) -> Optional[Path]:

@@ -13,10 +13,12 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 
 from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json, write_json
+from blip_art.score.coco import read_references
+from blip_art.score.references import references_hashes
 
 # The parts of a score file that grow with its pictures.
 PER_PICTURE = ("per_image", "bleu_counts", "meteor_counts", "spice_counts")
@@ -51,16 +53,15 @@ class Summaries:
         Raises:
             UserError: the file cannot be read, or holds no JSON object.
         """
-        stat = _stat(path)
-        known = self._known(path, stat)
-        if known is not None:
-            return known
-        head, complete = read_head(path)
-        found = head if complete else _without_pictures(_read_object(path))
-        self._kept[path.name] = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns,
-                                 "scores": found}
-        self._changed = True
-        return found
+        return self._kept_or_made(path, path.name, _read_summary)
+
+    def references(self, path: Path) -> Dict[str, Any]:
+        """A references file's `pictures`, and its hashes (see references.py).
+
+        Raises:
+            UserError: it cannot be read, or is no COCO ground truth.
+        """
+        return self._kept_or_made(path, f"references/{path.name}", _describe_references)
 
     def glance(self, path: Path) -> Dict[str, Any]:
         """At least the 'metrics' and 'failed' of a score file; an older one is not read whole.
@@ -68,7 +69,7 @@ class Summaries:
         Raises:
             UserError: the file cannot be read, or holds no JSON object.
         """
-        known = self._known(path, _stat(path))
+        known = self._known(path.name, _stat(path))
         if known is not None:
             return known
         head, _ = read_head(path)
@@ -82,13 +83,24 @@ class Summaries:
                 write_json(self._file, self._kept, durable=False)
             self._changed = False
 
-    def _known(self, path: Path, stat: os.stat_result) -> Optional[Dict[str, Any]]:
-        kept = self._kept.get(path.name)
-        if not isinstance(kept, dict) or not isinstance(kept.get("scores"), dict):
+    def _kept_or_made(self, path: Path, name: str, make: Callable[[Path], Dict[str, Any]]
+                      ) -> Dict[str, Any]:
+        stat = _stat(path)
+        known = self._known(name, stat)
+        if known is not None:
+            return known
+        found = make(path)
+        self._kept[name] = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "says": found}
+        self._changed = True
+        return found
+
+    def _known(self, name: str, stat: os.stat_result) -> Optional[Dict[str, Any]]:
+        kept = self._kept.get(name)
+        if not isinstance(kept, dict) or not isinstance(kept.get("says"), dict):
             return None
         current = (kept.get("size"), kept.get("mtime_ns")) == (stat.st_size, stat.st_mtime_ns)
-        scores: Dict[str, Any] = kept["scores"]
-        return scores if current else None
+        says: Dict[str, Any] = kept["says"]
+        return says if current else None
 
 
 def read_head(path: Path) -> Tuple[Dict[str, Any], bool]:
@@ -126,6 +138,19 @@ def read_head(path: Path) -> Tuple[Dict[str, Any], bool]:
             found[key] = value
             place += 2
     return found, False
+
+
+def _read_summary(path: Path) -> Dict[str, Any]:
+    head, complete = read_head(path)
+    return head if complete else _without_pictures(_read_object(path))
+
+
+def _describe_references(path: Path) -> Dict[str, Any]:
+    try:
+        references = read_references(path)
+    except UserError as error:
+        raise UserError(f"{error}; copy the split's COCO ground truth there again") from error
+    return {"pictures": len(references), **references_hashes(references)}
 
 
 def _without_pictures(record: Mapping[str, Any]) -> Dict[str, Any]:

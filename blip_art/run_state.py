@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any, List, Mapping, NamedTuple, Optional
 
@@ -157,9 +158,10 @@ def read_best(run: RunDir) -> Optional[Best]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a JSON value is a finite number."""
-    return (isinstance(value, (int, float)) and not isinstance(value, bool)
-            and math.isfinite(value))
+    """Whether a JSON value is a number that a float can be."""
+    if type(value) is int:  # bool is another type
+        return abs(value) <= sys.float_info.max
+    return type(value) is float and math.isfinite(value)
 
 
 # Configuration -----------------------------------------------------------------------------

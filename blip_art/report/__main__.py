@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
 from blip_art.errors import exit_cleanly
 from blip_art.files import write_text, written_aside
+from blip_art.report import choice
 from blip_art.report.examples import choose_galleries
 from blip_art.report.page import Figure, RunFiles, render
 from blip_art.report.tables import Run, read_runs, write_tables
@@ -46,7 +48,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--seed", type=int, default=0,
                         help="chooses the example pictures (default: 0)")
     args = parser.parse_args(argv)
-    print(build(read_runs(args.runs), args.out, args.seed))
+    # A thousand runs are a million objects that all stay: to look for garbage among them again and
+    # again costs a fifth of the time.
+    gc.disable()
+    runs = read_runs(args.runs)
+    gc.freeze()
+    gc.enable()
+    print(build(runs, args.out, args.seed))
     return 0
 
 
@@ -57,7 +65,7 @@ def build(runs: Sequence[Run], out: str, seed: int = 0) -> Path:
     galleries, no_pictures = choose_galleries(runs, seed)
     figures, no_plots = draw_figures(runs, folder)
     files = [RunFiles(run.name, _text(run.folder.config), _text(run.folder.manifest))
-             for run in runs]
+             for run in choice.detailed(runs)]
     page = folder / "index.html"
     html = render(runs, figures, galleries, files, no_plots + no_pictures)
     # JSON can carry half a surrogate pair, which no encoding can; it is shown as '?'.

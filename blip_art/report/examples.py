@@ -16,13 +16,16 @@ from blip_art.config import load_config
 from blip_art.data.datasets import load_pairs
 from blip_art.errors import UserError
 from blip_art.files import PathLike, read_json
-from blip_art.report.tables import Run, comparable_groups, numbers, ranked
+from blip_art.report.choice import is_many, ranked
+from blip_art.report.tables import Run, comparable_groups, numbers
 from blip_art.report.words import metric_title
 
 SAMPLES = 12
 # A sweep would fill the page: captions of its best runs are enough to read.
 MAX_RUNS = 6
 EXTREMES = 4
+# The same of very many runs, whose page must stay small enough to be mailed.
+FEWER = (6, 2, 2)
 THUMBNAIL_PIXELS = 320
 HEADLINE_METRICS = ("SPICE", "CIDEr")
 
@@ -65,18 +68,19 @@ def choose_galleries(runs: Sequence[Run], seed: int = 0) -> Tuple[List[Gallery],
     """Validation captions of every run, and what kept any from being shown."""
     galleries: List[Gallery] = []
     missing: List[str] = []
-    groups = comparable_groups(runs)
-    for group in groups:
-        best = ranked(group)[:MAX_RUNS]
+    groups, many = comparable_groups(runs), is_many(runs)
+    samples, extremes, max_runs = FEWER if many else (SAMPLES, EXTREMES, MAX_RUNS)
+    for group in groups[:1] if many else groups:
+        best = ranked(group)[:max_runs]
         shown = [c for c in (_captioned(run, missing) for run in group if run in best) if c]
         references = _references(group[0])
         if not shown:
             continue
         pictures = _Thumbnails(group, missing)
         names = ", ".join(c.run.name for c in shown)
-        left_out = f"; of the {MAX_RUNS} best of {len(group)} runs" * (len(group) > MAX_RUNS)
+        left_out = f"; of the {max_runs} best of {len(group)} runs" * (len(group) > max_runs)
         ids = sorted(set(references) or {i for c in shown for i in c.captions})
-        chosen = sorted(random.Random(seed).sample(ids, min(SAMPLES, len(ids))), key=ids.index)
+        chosen = sorted(random.Random(seed).sample(ids, min(samples, len(ids))), key=ids.index)
         which = f"all {len(ids)} val pictures; " if len(ids) == len(chosen) else (
             f"{len(chosen)} of {len(ids)} val pictures, chosen at random (seed {seed}); ")
         galleries.append(Gallery(
@@ -86,7 +90,7 @@ def choose_galleries(runs: Sequence[Run], seed: int = 0) -> Tuple[List[Gallery],
             tuple(_example(i, shown, references, pictures) for i in chosen)))
         # Of many runs, the best one's are enough.
         for one in shown if len(shown) <= 2 else [c for c in shown if c.run is best[0]]:
-            galleries += _extremes(one, references, pictures)
+            galleries += _extremes(one, references, pictures, extremes)
     return galleries, missing
 
 
@@ -131,19 +135,19 @@ def _example(image_id: str, shown: Iterable[_Captioned], references: Dict[str, T
 
 
 def _extremes(one: _Captioned, references: Dict[str, Tuple[str, ...]],
-              pictures: _Thumbnails) -> List[Gallery]:
+              pictures: _Thumbnails, most: int) -> List[Gallery]:
     """The pictures that scored highest and lowest, by SPICE or else by CIDEr."""
     for metric in HEADLINE_METRICS:
         values = {i: s[metric] for i, s in one.per_image.items()
                   if metric in s and i in one.captions}
-        ranked = sorted(values, key=lambda i: (-values[i], i))
-        count = min(EXTREMES, len(ranked) // 2)
+        ids = sorted(values, key=lambda i: (-values[i], i))
+        count = min(most, len(ids) // 2)
         if count:
             return [Gallery(
                 f"{word} captions of {one.run.name}",
                 f"by {metric_title(metric)} of the picture, epoch {one.epoch:02d}",
-                tuple(_example(i, [one], references, pictures) for i in ids))
-                for word, ids in (("Best", ranked[:count]), ("Worst", ranked[:-count - 1:-1]))]
+                tuple(_example(i, [one], references, pictures) for i in chosen))
+                for word, chosen in (("Best", ids[:count]), ("Worst", ids[:-count - 1:-1]))]
     return []
 
 

@@ -6,18 +6,20 @@
 from __future__ import annotations
 
 import base64
+import statistics
 from html import escape
 from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
+from blip_art.report import choice
+from blip_art.report.choice import is_many, ranked
 from blip_art.report.examples import Caption, Example, Gallery
-from blip_art.report.style import STYLE
+from blip_art.report.style import INVERT_STYLE, STYLE
 from blip_art.report.tables import (
     Epoch,
     Run,
     Scores,
     comparable_groups,
     metric_names,
-    ranked,
     splits_of,
 )
 from blip_art.report.words import (
@@ -40,7 +42,7 @@ FEW_RUNS = 4
 
 
 class Figure(NamedTuple):
-    """A plot as PNG bytes, for light and for dark pages."""
+    """A plot as PNG bytes, for light and for dark pages, which invert the light one without."""
 
     title: str
     light: bytes
@@ -62,14 +64,15 @@ def render(runs: Sequence[Run], figures: Sequence[Figure], galleries: Sequence[G
     parts = [
         f"<h1>{escape(title)}</h1>", _lead(runs), _warnings(runs),
         *[_headline(runs, split) for split in splits_of(runs) or ["val"]],
-        _plots(figures), *[_gallery(gallery) for gallery in galleries],
-        _epoch_tables(runs), _missing(runs, missing), _files(files),
+        _plots(figures, is_many(runs)), *[_gallery(gallery) for gallery in galleries],
+        _epoch_tables(choice.detailed(runs)), _missing(runs, missing), _files(files),
         '<footer>Made by blip-art. The numbers are in epochs.csv, runs.csv and report.json '
         "beside this page.</footer>"]
+    style = STYLE + INVERT_STYLE * is_many(runs)
     body = "\n".join(part for part in parts if part)
     return ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{escape(title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
+            f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
             f"{body}\n</main>\n</body>\n</html>\n")
 
 
@@ -77,11 +80,16 @@ def render(runs: Sequence[Run], figures: Sequence[Figure], galleries: Sequence[G
 
 
 def _lead(runs: Sequence[Run]) -> str:
-    told = runs if len(runs) <= FEW_RUNS else [ranked(g)[0] for g in comparable_groups(runs)]
+    many = is_many(runs)
+    told = runs if len(runs) <= FEW_RUNS else choice.first(
+        [ranked(g)[0] for g in comparable_groups(runs)], choice.GROUPS, many)
     items = "\n".join(f"<li><b>{escape(run.name)}</b>: {escape(_sentence(run))}</li>"
                       for run in told)
     if len(told) < len(runs):
-        items = f"<li>{len(runs)} runs; the highest of those that compare:</li>\n{items}"
+        count = f"{len(runs):,} runs" + f" ({choice.states(runs)})" * many
+        items = f"<li>{escape(count)}; the highest of those that compare:</li>\n{items}"
+    if many:
+        items += f"\n<li>{escape(choice.what_is_left_out(runs))}</li>"
     return f'<ul class="lead">\n{items}\n</ul>'
 
 
@@ -103,13 +111,21 @@ def _sentence(run: Run) -> str:
 
 def _warnings(runs: Sequence[Run]) -> str:
     texts = []
+    many = is_many(runs)
     for split in splits_of(runs):
         groups = comparable_groups([r for r in runs if split in r.references], split)
         if len(groups) > 1:
-            sets = "; ".join(", ".join(run.name for run in group) for group in groups)
-            texts.append(NOT_COMPARABLE.format(split=split, sets=sets))
+            limit = choice.NAMES if many else len(runs)
+            sets = [choice.named([run.name for run in group], limit) for group in groups]
+            shown = "; ".join(choice.first(sets, choice.GROUPS, many))
+            more = f"; and {len(sets) - choice.GROUPS:,} more sets" * (
+                many and len(sets) > choice.GROUPS)
+            texts.append(NOT_COMPARABLE.format(split=split, sets=shown + more))
+    failed = [run for run in runs if run.state == "failed"]
     texts += [f"{run.name} failed: {run.why or 'why is not known'}"
-              for run in runs if run.state == "failed"]
+              for run in choice.first(failed, choice.NAMES, many)]
+    if many and len(failed) > choice.NAMES:
+        texts.append(f"{len(failed) - choice.NAMES:,} more failed: runs.csv names them all")
     return "\n".join(f'<p class="warn">{escape(text)}</p>' for text in texts)
 
 
@@ -117,13 +133,16 @@ def _headline(runs: Sequence[Run], split: str) -> str:
     metrics = metric_names(runs, split)
     head = "".join(f"<th>{escape(title)}</th>" for title in
                    ("state", "trained", "best epoch", "time", *map(metric_title, metrics)))
-    bodies = "\n".join(f"<tbody>\n{_group_rows(group, split, metrics)}\n</tbody>"
-                       for group in comparable_groups(runs, split))
+    groups = choice.first(comparable_groups(runs, split), choice.GROUPS, is_many(runs))
+    bodies = "\n".join(f"<tbody>\n{_group_rows(group, split, metrics, is_many(runs))}\n</tbody>"
+                       for group in groups)
+    shown = runs if not is_many(runs) else [
+        run for group in groups for run in ranked(group)[:choice.TABLE_RUNS]]
     return (f"<h2>Results on {escape(split)}</h2>\n"
             f'<p class="soft">{_headline_note(runs, split, metrics)}</p>\n'
             '<div class="scroll"><table>\n'
             f'<thead><tr><th class="name">run</th>{head}</tr></thead>\n'
-            f"{bodies}\n</table></div>{_captions(runs, split)}")
+            f"{bodies}\n</table></div>{_captions(shown, split)}")
 
 
 def _headline_note(runs: Sequence[Run], split: str, metrics: Sequence[str]) -> str:
@@ -165,7 +184,7 @@ def _caption_row(name: str, scores: Scores) -> str:
             f'<td class="text">“{escape(scores.most_frequent)}”</td></tr>')
 
 
-def _group_rows(group: Sequence[Run], split: str, metrics: Sequence[str]) -> str:
+def _group_rows(group: Sequence[Run], split: str, metrics: Sequence[str], many: bool) -> str:
     """Rows of the runs that compare, and under them the floors and oracles they share."""
     floors, oracles = ([scores for place, scores in enumerate(every)
                         if scores and scores not in every[:place]]
@@ -174,7 +193,10 @@ def _group_rows(group: Sequence[Run], split: str, metrics: Sequence[str]) -> str
     best = {run.name: run.best_scores(split) for run in group}
     tops = {m: _top(m, list(best.values()), floors) for m in metrics}
     rows = [f"<tr><th>{escape(run.name)}</th>{_state_cells(run)}"
-            f"{_value_cells(best[run.name], tops)}</tr>" for run in group]
+            f"{_value_cells(best[run.name], tops)}</tr>"
+            for run in (ranked(group)[:choice.TABLE_RUNS] if many else group)]
+    if many and len(group) > choice.TABLE_RUNS:
+        rows += _rows_of_all([scores for scores in best.values() if scores], metrics)
     rows += [f'<tr class="floor"><th>floor<small>“{escape(floor.caption)}”</small></th>'
              f'<td colspan="4"></td>{_value_cells(floor, tops)}</tr>' for floor in floors]
     # It is above every run; that is not what bold is for.
@@ -183,6 +205,18 @@ def _group_rows(group: Sequence[Run], split: str, metrics: Sequence[str]) -> str
              f'</small></th><td colspan="4"></td>{_value_cells(oracle, none)}</tr>'
              for oracle in oracles]
     return "\n".join(rows)
+
+
+def _rows_of_all(best: Sequence[Scores], metrics: Sequence[str]) -> List[str]:
+    """What a table of the best runs leaves out: the middle and the lowest of all."""
+    values = {m: sorted(s.metrics[m] for s in best if m in s.metrics) for m in metrics}
+    rows = []
+    for name, choose in (("median", statistics.median), ("lowest", min)):
+        cells = "".join(f"<td>{number(choose(values[m]) if values[m] else None)}</td>"
+                        for m in metrics)
+        rows.append(f'<tr class="floor"><th>{name} of {len(best):,} runs</th>'
+                    f'<td colspan="4"></td>{cells}</tr>')
+    return rows
 
 
 def _top(metric: str, best: Sequence[Optional[Scores]],
@@ -221,18 +255,22 @@ def _state_cells(run: Run) -> str:
 # Plots and captions ------------------------------------------------------------------------
 
 
-def _plots(figures: Sequence[Figure]) -> str:
+def _plots(figures: Sequence[Figure], many: bool = False) -> str:
     if not figures:
         return ""
-    items = "\n".join(
-        "<figure><picture>"
-        '<source media="screen and (prefers-color-scheme: dark)" '
-        f'srcset="{_data(figure.dark, "png")}">'
-        f'<img alt="{escape(figure.title)} by epoch" src="{_data(figure.light, "png")}">'
-        "</picture></figure>" for figure in figures)
+    items = "\n".join(map(_figure, figures))
+    bands = " Grey: where all other runs lie, the middle half of them darker." * many
     return ('<h2>By epoch</h2>\n<p class="soft">Open markers: the best epoch. Dashed: the floor. '
             "Bars: the middle 95 % over draws of pictures. A gap in a line is an epoch without a "
-            f'value.</p>\n<div class="plots">\n{items}\n</div>')
+            f'value.{bands}</p>\n<div class="plots">\n{items}\n</div>')
+
+
+def _figure(figure: Figure) -> str:
+    image = f'alt="{escape(figure.title)} by epoch" src="{_data(figure.light, "png")}">'
+    if not figure.dark:
+        return f'<figure><img class="invert" {image}</figure>'
+    return ('<figure><picture><source media="screen and (prefers-color-scheme: dark)" '
+            f'srcset="{_data(figure.dark, "png")}"><img {image}</picture></figure>')
 
 
 def _data(content: bytes, kind: str) -> str:
@@ -325,6 +363,9 @@ def _missing(runs: Sequence[Run], missing: Sequence[str]) -> str:
     items = [f"{run.name}: {hole}" for run in runs for hole in run.missing] + list(missing)
     if not items:
         return "<h2>What is missing</h2>\n<p>Nothing.</p>"
+    if is_many(runs) and len(items) > choice.MISSING_LINES:
+        more = len(items) - choice.MISSING_LINES
+        items = [*items[:choice.MISSING_LINES], f"and {more:,} more, which report.json names"]
     lines = "\n".join(f"<li>{escape(item)}</li>" for item in items)
     return f'<h2>What is missing</h2>\n<ul class="missing">\n{lines}\n</ul>'
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import io
 import re
-from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from blip_art.report.tables import Run, metric_names, ranked, splits_of
+from blip_art.report.choice import MANY_RUNS, is_many, ranked
+from blip_art.report.tables import Run, metric_names, splits_of
 from blip_art.report.words import metric_title, metric_unit
+from blip_art.run_state import BEST_RULES
 
 # Okabe and Ito's palette, whose hues people with any colour vision tell apart, without its
 # yellow (too pale for a line); the markers say the same once more.
@@ -32,7 +35,7 @@ LEGEND_COLUMNS = 3
 
 
 class Plot(NamedTuple):
-    """One picture in both inks; `name` is fit for a file."""
+    """One picture in both inks (the dark one may be b""); `name` is fit for a file."""
 
     name: str
     title: str
@@ -68,9 +71,12 @@ DARK = Ink("#161b22", "#dfe5ee", "#39424f", DARK_COLOURS)
 def draw(runs: Sequence[Run]) -> List[Plot]:
     """The loss, then each metric of each split; a plot without data is left out."""
     coloured = {run.name for run in ranked(runs)[:MAX_COLOURED]}
+    main = {metric for rule in BEST_RULES.values() for metric in rule}
     plots = [_plot("loss", "Training loss", "nats per token", _loss_curves(runs), coloured)]
     for split in splits_of(runs):
         for metric in metric_names(runs, split):
+            if is_many(runs) and metric not in main:
+                continue
             name = re.sub(r"\W+", "_", f"{split}_{metric}")
             plots.append(_plot(name, f"{metric_title(metric)} on {split}", metric_unit(metric),
                                _metric_curves(runs, split, metric), coloured))
@@ -109,7 +115,10 @@ def _plot(name: str, title: str, unit: str, curves: Sequence[Curve],
                     key=lambda curve: curve.grey)
     if not any(curve.points for curve in curves):
         return None
-    return Plot(name, title, _png(title, unit, curves, LIGHT), _png(title, unit, curves, DARK))
+    light = _png(title, unit, curves, LIGHT)
+    # Of very many runs the page inverts the light one.
+    dark = b"" if len(curves) > MANY_RUNS else _png(title, unit, curves, DARK)
+    return Plot(name, title, light, dark)
 
 
 def _png(title: str, unit: str, curves: Sequence[Curve], ink: Ink) -> bytes:
@@ -156,8 +165,10 @@ def _draw_curve(axes: Axes, curve: Curve, place: int, ink: Ink, alone: bool) -> 
         axes.plot([e for e, _ in stretch], [v for _, v in stretch], color=colour, linewidth=2,
                   marker=marker, markersize=4.5, solid_capstyle="round",
                   label=_plain(curve.run) if number == 0 else None)
-    for epoch, low, high in curve.intervals:
-        axes.plot([epoch, epoch], [low, high], color=colour, linewidth=1.2, alpha=0.6)
+    if curve.intervals:
+        epochs, low, high = zip(*curve.intervals)
+        axes.vlines(epochs, low, high, color=colour, linewidth=1.2, alpha=0.6,
+                    capstyle="projecting")
     if curve.best:
         axes.plot(*curve.best, marker=marker, markersize=10, markerfacecolor=ink.paper,
                   markeredgecolor=colour, markeredgewidth=2.2, linestyle="none", zorder=5)
@@ -166,11 +177,34 @@ def _draw_curve(axes: Axes, curve: Curve, place: int, ink: Ink, alone: bool) -> 
 
 
 def _draw_grey(axes: Axes, curves: Sequence[Curve], ink: Ink) -> None:
+    if len(curves) > MANY_RUNS:
+        _draw_bands(axes, curves, ink)
+        return
     label: Optional[str] = f"{len(curves)} more"
     for stretch in (stretch for curve in curves for stretch in _stretches(curve.points)):
         axes.plot([e for e, _ in stretch], [v for _, v in stretch], color=ink.text, alpha=0.25,
                   linewidth=1, marker=".", markersize=3, zorder=1.5, label=label)
         label = None  # one entry in the legend for all of them
+
+
+def _draw_bands(axes: Axes, curves: Sequence[Curve], ink: Ink) -> None:
+    """Where the runs lie at each epoch: all of them, their middle half, their median."""
+    epochs, (low, first, middle, third, high) = _quartiles(curves)
+    for bottom, top, alpha in ((low, high, 0.10), (first, third, 0.15)):
+        axes.fill_between(epochs, bottom, top, color=ink.text, alpha=alpha, linewidth=0)
+    axes.plot(epochs, middle, color=ink.text, alpha=0.6, linewidth=1.2, zorder=1.5,
+              label=f"median of {len(curves)} more")
+
+
+def _quartiles(curves: Sequence[Curve]) -> Tuple[List[int], Any]:
+    """The epochs; and the lowest, the quartiles and the highest of their values: (5, epochs)."""
+    values: Dict[int, List[float]] = {}
+    for curve in curves:
+        for epoch, value in curve.points:
+            values.setdefault(epoch, []).append(value)
+    epochs = sorted(values)
+    shares = (0.0, 0.25, 0.5, 0.75, 1.0)
+    return epochs, np.array([np.quantile(values[epoch], shares) for epoch in epochs]).T
 
 
 def _label_best(axes: Axes, curve: Curve, colour: str) -> None:

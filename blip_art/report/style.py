@@ -3,6 +3,13 @@
     f"<style>{STYLE}</style>"
 """
 
+# Plots of very many runs are drawn once, on white.
+INVERT_STYLE = """\
+@media screen and (prefers-color-scheme: dark) {
+  .plots img.invert { filter: invert(.9) hue-rotate(180deg); }
+}
+"""
+
 STYLE = """\
 :root {
   color-scheme: light dark;

@@ -14,6 +14,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from blip_art.errors import UserError
 from blip_art.files import PathLike, RunDir, read_jsonl, write_json, write_text
+from blip_art.report.choice import is_many
 from blip_art.report.runs import CAPTION_COLUMNS, METRICS, SPLITS, Best, Epoch, Run, Scores
 from blip_art.run_state import (
     choose_best,
@@ -68,12 +69,6 @@ def comparable_groups(runs: Sequence[Run], split: str = "val") -> List[List[Run]
     return list(groups.values())
 
 
-def ranked(runs: Sequence[Run]) -> List[Run]:
-    """Runs by the value that chose their best epoch, highest first; those without one last."""
-    values = {run.name: run.best.value if run.best else None for run in runs}
-    return sorted(runs, key=lambda run: -(values[run.name] or 0.0))
-
-
 def epoch_rows(runs: Sequence[Run]) -> List[Dict[str, Any]]:
     """One row a run and epoch; an unknown value is None."""
     columns = [(s, m) for s in splits_of(runs) for m in metric_names(runs, s)]
@@ -87,10 +82,11 @@ def epoch_rows(runs: Sequence[Run]) -> List[Dict[str, Any]]:
 
 def run_rows(runs: Sequence[Run]) -> List[Dict[str, Any]]:
     """One row a run: its best epoch, the scores there, floors and oracles."""
-    columns = [(s, m) for s in splits_of(runs) for m in metric_names(runs, s)]
+    splits = splits_of(runs)
+    columns = [(s, m) for s in splits for m in metric_names(runs, s)]
     rows = []
     for run in runs:
-        best = {s: run.best_scores(s) for s in splits_of(runs)}
+        best = {s: run.best_scores(s) for s in splits}
         rows.append({
             "run": run.name, "state": run.state, "why": run.why,
             "epochs": sum(bool(e.train) for e in run.epochs), "epochs_planned": run.epochs_planned,
@@ -105,7 +101,7 @@ def run_rows(runs: Sequence[Run]) -> List[Dict[str, Any]]:
             **{f"{s}_most_frequent": scores.most_frequent if scores else None
                for s, scores in best.items()},
             **{f"references_{s}": references_key(run.references.get(s, {}))
-               for s in splits_of(runs)},
+               for s in splits},
             "missing": len(run.missing)})
     return rows
 
@@ -114,13 +110,16 @@ def write_tables(runs: Sequence[Run], out: PathLike) -> List[Path]:
     """Write epochs.csv, runs.csv and report.json into `out`; return their paths."""
     folder = Path(out)
     paths = [folder / "epochs.csv", folder / "runs.csv", folder / "report.json"]
-    write_text(paths[0], _csv(epoch_rows(runs), ["run", "epoch"]))
-    write_text(paths[1], _csv(run_rows(runs), ["run"]))
+    epochs, each = epoch_rows(runs), run_rows(runs)
+    write_text(paths[0], _csv(epochs, ["run", "epoch"]))
+    write_text(paths[1], _csv(each, ["run"]))
     write_json(paths[2], {
-        "runs": run_rows(runs), "epochs": epoch_rows(runs),
+        "runs": each, "epochs": epochs,
         "missing": {run.name: list(run.missing) for run in runs},
         "comparable": {s: [[run.name for run in group] for group in comparable_groups(runs, s)]
-                       for s in splits_of(runs)}}, indent=1)
+                       for s in splits_of(runs)}},
+        # Indented, a thousand runs are written by Python's slow encoder.
+        indent=None if is_many(runs) else 1)
     return paths
 
 
@@ -284,6 +283,8 @@ def _epochs(folder: RunDir, train: Dict[int, Dict[str, float]],
             scores: Dict[Tuple[str, int], Scores], references: Dict[str, Dict[str, Any]],
             best: Optional[Best]) -> Tuple[Epoch, ...]:
     predicted = {(r.split, r.epoch) for r in folder.predicted()}
+    metrics = {split: {m: None for (s, _), v in scores.items() if s == split for m in v.metrics}
+               for split in SPLITS}
     numbers = {*train, *(e for _, e in scores), *(e for _, e in predicted)}
     rows = []
     for epoch in sorted({*numbers, *range(max(train, default=-1) + 1)}):
@@ -297,20 +298,20 @@ def _epochs(folder: RunDir, train: Dict[int, Dict[str, float]],
             wanted = split == "val" or split in captioned or split in found or (
                 best is not None and best.epoch == epoch and any(s == split for s, _ in predicted))
             if wanted:
-                siblings = [v for (s, _), v in scores.items() if s == split]
                 holes += [f"{split}: {hole}" for hole in _score_holes(
-                    found.get(split), split in captioned, siblings, references.get(split, {}))]
+                    found.get(split), split in captioned, metrics[split],
+                    references.get(split, {}))]
         rows.append(Epoch(epoch, train.get(epoch, {}), found, captioned, tuple(holes)))
     return tuple(rows)
 
 
-def _score_holes(scores: Optional[Scores], captioned: bool, siblings: Sequence[Scores],
+def _score_holes(scores: Optional[Scores], captioned: bool, metrics: Iterable[str],
                  references: Dict[str, Any]) -> List[str]:
     if scores is None:
         return ["captions are there, not scored" if captioned else "not captioned"]
     holes = [f"{metric} failed: {why}" for metric, why in sorted(scores.failed.items())]
     excused = {name.lower() for name in scores.failed}
-    for metric in {m: None for s in siblings for m in s.metrics}:
+    for metric in metrics:
         # 'bleu' covers Bleu_1 to Bleu_4.
         if metric not in scores.metrics and not {
                 metric.lower(), metric.lower().split("_")[0]} & excused:

@@ -176,6 +176,6 @@ def _read_kept(path: Path) -> Dict[str, Any]:
 
 def _stat(path: Path) -> os.stat_result:
     try:
-        return path.stat()
+        return os.stat(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error

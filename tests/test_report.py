@@ -9,6 +9,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,13 @@ from PIL import Image
 from blip_art.config import config_from_dict, dump_config
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_text
+from blip_art.report import plots
 from blip_art.report.__main__ import build, main
+from blip_art.report.choice import detailed
 from blip_art.report.examples import choose_galleries, thumbnail
 from blip_art.report.page import Figure, RunFiles, render
 from blip_art.report.plots import LIGHT, Curve, _png, _stretches
-from blip_art.report.tables import METRICS, read_runs
+from blip_art.report.tables import METRICS, Best, read_runs, write_tables
 from tests.report_runs import PICTURES, Page, described, html_of, make_run, scores_of
 
 GOLDEN = Path(__file__).parent / "golden" / "report.html"
@@ -152,7 +155,55 @@ def test_many_runs_are_folded_and_the_best_is_named(tmp_path):
     assert page.tags.count("details") == 7
 
 
+@pytest.fixture
+def sixty(tmp_path):
+    """Runs of a sweep, the last one best, ten of them failed."""
+    one, = read_runs([make_run(tmp_path / "one")])
+    return [replace(one, name=f"lr{n}", best=Best(1, "spice", n / 100),
+                    state="failed" if n < 10 else "finished", missing=("a hole",) * (n % 2) * 2)
+            for n in range(60)]
+
+
+def test_of_very_many_runs_the_page_shows_the_best_and_says_what_it_leaves_out(sixty, tmp_path):
+    html = render(sixty, [Figure("Training loss", b"light", b"")], choose_galleries(sixty)[0],
+                  [RunFiles(run.name, "name: x", "") for run in detailed(sixty)])
+    page = Page(html)
+    table = page.text[page.text.index("Results on val"):page.text.index("By epoch")]
+    assert [f"lr{n}" in table for n in (59, 40, 39, 0)] == [True, True, False, False]
+    assert "median of 60 runs" in table
+    assert "60 runs (50 finished, 10 failed); the highest of those that compare:" in page.text
+    assert "Of 60 runs this page shows the best: up to 20 in each table" in page.text
+    assert "lr7 failed" in page.text
+    assert "2 more failed: runs.csv names them all" in page.text
+    assert "and 20 more, which report.json names" in page.text
+    assert html.count("<summary>lr") == 3
+    assert 'class="invert"' in html
+    assert len(html) < 100_000
+    write_tables(sixty, tmp_path / "out")
+    assert (tmp_path / "out/runs.csv").read_text().count("\nlr") == 60
+    assert (tmp_path / "out/epochs.csv").read_text().count("\nlr") == 60 * 3
+
+
+def test_sixty_sets_of_references_still_make_a_small_page(sixty):
+    runs = [replace(run, references={"val": {"sha256": run.name}}) for run in sixty]
+    html = render(runs, [], choose_galleries(runs)[0], [])
+    assert "and 55 more sets" in html
+    assert len(html) < 100_000
+
+
 # Plots -------------------------------------------------------------------------------------
+
+
+def test_plots_of_very_many_runs_are_the_main_ones_drawn_once(sixty):
+    drawn = plots.draw(sixty)
+    assert [plot.name for plot in drawn] == ["loss", "val_Bleu_4", "val_CIDEr", "val_SPICE"]
+    assert {plot.dark for plot in drawn} == {b""}
+
+
+def test_bands_are_of_the_runs_that_have_the_epoch():
+    curves = [Curve(str(n), ((0, float(n)), (1, 9.0))[:2 - n % 2], None, None) for n in range(5)]
+    epochs, bands = plots._quartiles(curves)
+    assert (epochs, bands.T.tolist()) == ([0, 1], [[0, 1, 2, 3, 4], [9] * 5])
 
 
 def test_a_plot_is_written_for_the_loss_and_every_metric(tmp_path):

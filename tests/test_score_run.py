@@ -19,6 +19,7 @@ from blip_art.score.__main__ import main
 from blip_art.score.baselines import most_frequent_caption
 from blip_art.score.engine import Engine
 from blip_art.score.run import score_run, write_best
+from blip_art.score.summary import PER_PICTURE, Summaries
 from blip_art.score.workers import MetricFailed
 
 METRICS = ["bleu", "cider"]
@@ -71,6 +72,20 @@ def test_what_is_scored_is_left_alone(run: RunDir, engine: Engine) -> None:
     before = [path.stat().st_mtime_ns for path in sorted(run.path.rglob("*.json"))]
     assert score_run(run, engine) == []
     assert [path.stat().st_mtime_ns for path in sorted(run.path.rglob("*.json"))] == before
+
+
+def test_the_summaries_beside_the_scores_are_of_these_files(
+        run: RunDir, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    score_run(run, engine)
+    predict(run, 1, "a lion", "a ship")
+    score_run(run, engine)
+    whole = {path: read_json(path) for path in run.score_files()}
+    monkeypatch.setattr("blip_art.score.summary.read_head", None)  # no score file is opened
+    summaries = Summaries(run)
+    for path, scores in whole.items():
+        assert summaries.of(path) == {k: v for k, v in scores.items() if k not in PER_PICTURE}
+    assert summaries.references(run.references("val"))["pictures"] == 2
+    assert len(whole) == 4
 
 
 def test_new_predictions_and_a_new_metric_are_scored(run: RunDir, engine: Engine) -> None:

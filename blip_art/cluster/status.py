@@ -90,6 +90,8 @@ class Folder:
     state: State
     alive: Optional[bool]
     """Whether a process trains here; None where nobody knows, or where it has ended for good."""
+    unscored: int
+    """Of a run that has finished: captions without whole scores."""
     cancelled: FrozenSet[str]
     """Jobs that 'launch.py cancel' ended."""
     silent_s: float
@@ -149,12 +151,13 @@ def read_folder(run: RunDir) -> Folder:
     """What the files of a run say; one that cannot be read is told in its row."""
     row = Row(str(run.path), "unreadable")
     try:
-        jobs, state = tuple(read_jobs(run)), read_state(run)
-        alive = None if state.name == "finished" else is_alive(run)
-        return Folder(run, jobs, state, alive, cancelled_jobs(run), _silence(run),
-                      _numbers(run, jobs, state))
+        jobs, state, summaries = tuple(read_jobs(run)), read_state(run), Summaries(run)
+        finished = state.name == "finished"
+        return Folder(run, jobs, state, None if finished else is_alive(run),
+                      len(unscored(run, summaries)) if finished else 0, cancelled_jobs(run),
+                      _silence(run), _numbers(run, jobs, state, summaries))
     except (UserError, AttributeError, TypeError, KeyError, ValueError) as error:
-        return Folder(run, (), State("unreadable", str(error)), None, frozenset(), 0.0, row)
+        return Folder(run, (), State("unreadable", str(error)), None, 0, frozenset(), 0.0, row)
 
 
 def ask(slurm: Slurm, jobs: Sequence[Submitted]) -> Answers:
@@ -230,7 +233,8 @@ def _at_rest(folder: Folder, answers: Answers) -> Tuple[str, str]:
     """No job lives, or nobody knows of any."""
     state = folder.state
     if state.name == "finished":
-        return "finished", _unscored(folder.run)
+        return "finished", (f"{folder.unscored} not scored: launch.py score --run "
+                            f"{folder.run.path}" if folder.unscored else "")
     if folder.alive:
         return "running", f"process {owner(folder.run.training_lock)}"
     if state.name in ("failed", "unreadable"):
@@ -293,23 +297,17 @@ def cancelled_jobs(run: RunDir) -> FrozenSet[str]:
     return frozenset(note.read_text(encoding="utf-8").split()) if note.exists() else frozenset()
 
 
-def _unscored(run: RunDir) -> str:
-    holes = len(unscored(run))
-    return f"{holes} not scored: launch.py score --run {run.path}" if holes else ""
-
-
 def _silence(run: RunDir) -> float:
     times = [path.stat().st_mtime for path in (run.state, run.train_log, run.last_checkpoint)
              if path.exists()]
     return time.time() - max(times) if times else 0.0
 
 
-def _numbers(run: RunDir, jobs: Sequence[Submitted], state: State) -> Row:
+def _numbers(run: RunDir, jobs: Sequence[Submitted], state: State, summaries: Summaries) -> Row:
     trained = read_jsonl(run.train_log)
     scored = [one for one in run.scored() if one.split == "val"]
     best = read_best(run)
     at_best = [one for one in scored if best and one.epoch == best.epoch]
-    summaries = Summaries(run)
     hours = _reckoned_hours(run, jobs, trained)
     return Row(
         str(run.path), "", epochs_done=len(trained), epochs=state.epochs or planned_epochs(run),

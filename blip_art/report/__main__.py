@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 from blip_art.errors import exit_cleanly
 from blip_art.files import write_text, written_aside
@@ -48,12 +49,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--seed", type=int, default=0,
                         help="chooses the example pictures (default: 0)")
     args = parser.parse_args(argv)
-    # A thousand runs are a million objects that all stay: to look for garbage among them again and
-    # again costs a fifth of the time.
-    gc.disable()
-    runs = read_runs(args.runs)
-    gc.freeze()
-    gc.enable()
+    with no_garbage_collection():
+        runs = read_runs(args.runs)
     print(build(runs, args.out, args.seed))
     return 0
 
@@ -61,7 +58,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def build(runs: Sequence[Run], out: str, seed: int = 0) -> Path:
     """Write the whole report into `out`; return the path of the page."""
     folder = Path(out)
-    write_tables(runs, folder)
+    with no_garbage_collection():
+        write_tables(runs, folder)
     galleries, no_pictures = choose_galleries(runs, seed)
     figures, no_plots = draw_figures(runs, folder)
     files = [RunFiles(run.name, _text(run.folder.config), _text(run.folder.manifest))
@@ -71,6 +69,18 @@ def build(runs: Sequence[Run], out: str, seed: int = 0) -> Path:
     # JSON can carry half a surrogate pair, which no encoding can; it is shown as '?'.
     write_text(page, html.encode("utf-8", "replace").decode("utf-8"))
     return page
+
+
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """A thousand runs are a million objects that all stay: to look for garbage among them again
+    and again costs a fifth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def draw_figures(runs: Sequence[Run], folder: Path) -> Tuple[List[Figure], List[str]]:

@@ -186,8 +186,7 @@ def _caption_row(name: str, scores: Scores) -> str:
 
 def _group_rows(group: Sequence[Run], split: str, metrics: Sequence[str], many: bool) -> str:
     """Rows of the runs that compare, and under them the floors and oracles they share."""
-    floors, oracles = ([scores for place, scores in enumerate(every)
-                        if scores and scores not in every[:place]]
+    floors, oracles = (choice.first(_distinct(every), choice.GROUPS, many)
                        for every in ([run.floors.get(split) for run in group],
                                      [run.oracles.get(split) for run in group]))
     best = {run.name: run.best_scores(split) for run in group}
@@ -205,6 +204,15 @@ def _group_rows(group: Sequence[Run], split: str, metrics: Sequence[str], many: 
              f'</small></th><td colspan="4"></td>{_value_cells(oracle, none)}</tr>'
              for oracle in oracles]
     return "\n".join(rows)
+
+
+def _distinct(every: Sequence[Optional[Scores]]) -> List[Scores]:
+    """The first of those that are equal."""
+    found: Dict[str, Scores] = {}
+    for scores in every:
+        if scores:
+            found.setdefault(repr(scores), scores)
+    return list(found.values())
 
 
 def _rows_of_all(best: Sequence[Scores], metrics: Sequence[str]) -> List[str]:

@@ -79,7 +79,7 @@ def draw(runs: Sequence[Run]) -> List[Plot]:
                 continue
             name = re.sub(r"\W+", "_", f"{split}_{metric}")
             plots.append(_plot(name, f"{metric_title(metric)} on {split}", metric_unit(metric),
-                               _metric_curves(runs, split, metric), coloured))
+                               _metric_curves(runs, split, metric, coloured), coloured))
     return [plot for plot in plots if plot is not None]
 
 
@@ -91,14 +91,16 @@ def _loss_curves(runs: Sequence[Run]) -> List[Curve]:
     return curves
 
 
-def _metric_curves(runs: Sequence[Run], split: str, metric: str) -> List[Curve]:
+def _metric_curves(runs: Sequence[Run], split: str, metric: str, coloured: Set[str]
+                   ) -> List[Curve]:
     curves = []
     for run in runs:
         points = {e.epoch: e.scores[split].metrics[metric] for e in run.epochs
                   if split in e.scores and metric in e.scores[split].metrics}
         floor = run.floors[split].metrics.get(metric) if split in run.floors else None
         intervals = tuple((e.epoch, *e.scores[split].intervals[metric]) for e in run.epochs
-                          if e.epoch in points and metric in e.scores[split].intervals)
+                          if e.epoch in points and metric in e.scores[split].intervals
+                          ) if run.name in coloured else ()
         curves.append(_curve(run, points, floor)._replace(intervals=intervals))
     return curves
 

@@ -33,7 +33,7 @@ class Scores:
     """What the captions are like: CAPTION_COLUMNS."""
     most_frequent: str = ""
     """The caption that most pictures got."""
-    references: Dict[str, Any] = field(default_factory=dict)
+    references: Dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """Hashes of what the captions were scored against; an older file may not say."""
 
 

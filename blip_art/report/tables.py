@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from blip_art.errors import UserError
 from blip_art.files import PathLike, RunDir, read_jsonl, write_json, write_text
@@ -37,16 +38,20 @@ def read_runs(folders: Iterable[PathLike]) -> List[Run]:
     Raises:
         UserError: no folder, not a run folder, or a file in it that cannot be read.
     """
-    paths = list({Path(folder).resolve(): Path(folder) for folder in folders}.values())
+    paths = {Path(folder).resolve(): Path(folder) for folder in folders}
     if not paths:
         raise UserError("no run folder given; name at least one, for example runs/demo")
     return [_read_run(RunDir(path), name)
-            for path, name in zip(paths, _names([path.resolve() for path in paths]))]
+            for path, name in zip(paths.values(), _names(list(paths)))]
 
 
 def metric_names(runs: Sequence[Run], split: str) -> List[str]:
     """Metrics that any epoch or floor has: the usual ones in the usual order, others after."""
-    found = {name for run in runs for scores in _all_scores(run, split) for name in scores.metrics}
+    found: Set[str] = set()
+    for run in runs:
+        for scores in (*(epoch.scores.get(split) for epoch in run.epochs), run.floors.get(split)):
+            if scores:
+                found.update(scores.metrics)
     return [m for m in METRICS if m in found] + sorted(found - set(METRICS))
 
 
@@ -143,11 +148,6 @@ def _cells(prefix: str, scores: Mapping[str, Optional[Scores]],
     return cells
 
 
-def _all_scores(run: Run, split: str) -> List[Scores]:
-    found = [*(e.scores.get(split) for e in run.epochs), run.floors.get(split)]
-    return [scores for scores in found if scores]
-
-
 def _names(paths: Sequence[Path]) -> List[str]:
     """The shortest tails of the paths that tell all of them apart."""
     for length in range(1, max(len(p.parts) for p in paths) + 1):
@@ -196,6 +196,8 @@ def numbers(value: Any, where: str) -> Dict[str, float]:
     """The finite numbers of a JSON object: a null or NaN is an absent value."""
     if not isinstance(value, dict):
         raise UserError(f"{where} must be an object of numbers; write the file again")
+    if set(map(type, value.values())) == {float} and math.isfinite(sum(value.values())):
+        return value  # as nearly all are: 1,000 runs have half a million numbers
     return {str(k): v for k, v in value.items() if is_number(v)}
 
 
@@ -236,9 +238,13 @@ def _read_scores(summaries: Summaries, path: Path) -> Scores:
 
 def _read_intervals(value: Any) -> Dict[str, Tuple[float, float]]:
     """Those that are two numbers; an older file has none."""
-    return {str(name): (ends[0], ends[1])
-            for name, ends in (value.items() if isinstance(value, dict) else ())
-            if isinstance(ends, list) and len(ends) == 2 and all(map(is_number, ends))}
+    if not isinstance(value, dict):
+        return {}
+    pairs = {name: ends for name, ends in value.items()
+             if isinstance(ends, list) and len(ends) == 2}
+    low, high = (numbers({name: ends[i] for name, ends in pairs.items()}, "intervals")
+                 for i in (0, 1))
+    return {name: (low[name], high[name]) for name in pairs if name in low and name in high}
 
 
 def _whole(value: Any) -> Optional[int]:

@@ -25,6 +25,7 @@ from blip_art.files import RunDir, read_json, read_jsonl
 from blip_art.run_state import (
     State,
     is_alive,
+    is_number,
     planned_epochs,
     read_best,
     read_state,
@@ -156,8 +157,11 @@ def read_folder(run: RunDir) -> Folder:
         return Folder(run, jobs, state, None if finished else is_alive(run),
                       len(unscored(run, summaries)) if finished else 0, cancelled_jobs(run),
                       _silence(run), _numbers(run, jobs, state, summaries))
-    except (UserError, AttributeError, TypeError, KeyError, ValueError) as error:
-        return Folder(run, (), State("unreadable", str(error)), None, 0, frozenset(), 0.0, row)
+    except UserError as error:
+        why = str(error)
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
+        why = f"a file in {run.path} is damaged ({type(error).__name__}: {error})"
+    return Folder(run, (), State("unreadable", why), None, 0, frozenset(), 0.0, row)
 
 
 def ask(slurm: Slurm, jobs: Sequence[Submitted]) -> Answers:
@@ -294,7 +298,9 @@ def cancelled_note(run: RunDir) -> Path:
 def cancelled_jobs(run: RunDir) -> FrozenSet[str]:
     """What the note says."""
     note = cancelled_note(run)
-    return frozenset(note.read_text(encoding="utf-8").split()) if note.exists() else frozenset()
+    if not note.exists():
+        return frozenset()
+    return frozenset(note.read_text(encoding="utf-8", errors="replace").split())
 
 
 def _silence(run: RunDir) -> float:
@@ -305,13 +311,15 @@ def _silence(run: RunDir) -> float:
 
 def _numbers(run: RunDir, jobs: Sequence[Submitted], state: State, summaries: Summaries) -> Row:
     trained = read_jsonl(run.train_log)
+    if not all(isinstance(line, dict) for line in trained):
+        raise UserError(f"{run.train_log} must hold one object a line; remove what is not")
     scored = [one for one in run.scored() if one.split == "val"]
     best = read_best(run)
     at_best = [one for one in scored if best and one.epoch == best.epoch]
     hours = _reckoned_hours(run, jobs, trained)
     return Row(
         str(run.path), "", epochs_done=len(trained), epochs=state.epochs or planned_epochs(run),
-        loss=trained[-1]["loss"] if trained else None,
+        loss=rule_value(trained[-1], "loss") if trained else None,
         spice=_spice(summaries, scored[-1].path) if scored else None,
         best_spice=_spice(summaries, at_best[0].path) if at_best else None,
         best_epoch=best.epoch if best else None, gpu_hours=hours, gpu_hours_exact=False)
@@ -327,8 +335,16 @@ def _reckoned_hours(run: RunDir, jobs: Sequence[Submitted],
     submitted = [job.gpus * job.nodes for job in jobs if job.stage == "train"]
     gpus = submitted[-1] if submitted else 0
     if not submitted and any(row.get("gpu_memory_gb") for row in trained):
-        gpus = int(read_json(run.manifest).get("ranks", 1)) if run.manifest.exists() else 1
-    return sum(row.get("seconds", 0.0) for row in trained) * gpus / 3600 if gpus else None
+        gpus = _ranks(run)
+    seconds = [row["seconds"] for row in trained if is_number(row.get("seconds"))]
+    return sum(seconds) * gpus / 3600 if gpus else None
+
+
+def _ranks(run: RunDir) -> int:
+    """How many processes trained it; 1 where the manifest does not say."""
+    manifest = read_json(run.manifest) if run.manifest.exists() else {}
+    ranks = manifest.get("ranks") if isinstance(manifest, dict) else None
+    return ranks if isinstance(ranks, int) else 1
 
 
 def _gpu_hours(folder: Folder, answers: Answers) -> Tuple[Optional[float], bool]:

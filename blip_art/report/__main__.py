@@ -32,7 +32,8 @@ writes into DIR:
   report.json   both, and what is missing   plots/*.png
 
 A run may be in any state: what is not there yet is named on the page. Scores of runs with
-different references do not compare, and the page says so. Run it where the training ran, so
+different references do not compare, and the page says so. Of more than 50 runs the page shows the
+best, and bands of all; the CSV files have every run. Run it where the training ran, so
 that the pictures beside the captions are found.
 """
 

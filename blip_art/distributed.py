@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -18,8 +18,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from blip_art.errors import UserError
+from blip_art.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USER_ERROR,
+    AnotherRankFailed,
+    UserError,
+    error_line,
+    is_output_read,
+)
+from blip_art.failure import Failure
 from blip_art.memory import keep_freed_memory
+from blip_art.peers import NEWS_S, Peers, connect
 
 # "cuda" where a rank without a GPU must end instead of computing on the CPU.
 DEVICE = "BLIP_ART_DEVICE"
@@ -40,6 +50,7 @@ class World:
     # Small decisions (stop? what did you write?) travel over gloo on the CPU: they never make
     # the GPU wait, and NCCL's watchdog does not count them.
     control: Any = None
+    peers: Peers = field(default_factory=lambda: Peers(0, {}))
 
     @property
     def is_main(self) -> bool:
@@ -113,7 +124,15 @@ def _without_greetings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[World]:
-    """Join the other ranks for the length of the block: NCCL where there are GPUs, else gloo."""
+    """Join the other ranks for the length of the block: NCCL where there are GPUs, else gloo.
+
+    An error in the block is reported to all ranks, and what was first is recorded as
+    `world.peers.record` says.
+
+    Raises:
+        AnotherRankFailed: in place of an error that came after another rank's.
+        UserError: there is no GPU for this rank, or it cannot reach the others.
+    """
     rank, size, local_rank = _environment()
     cuda = torch.cuda.is_available()
     if os.environ.get(DEVICE) == "cuda" and torch.cuda.device_count() <= local_rank:
@@ -129,17 +148,57 @@ def process_group() -> Iterator[World]:
     else:
         keep_freed_memory()
     if size == 1:
-        yield World(0, 1, device)
+        with _failures_reported(World(0, 1, device)) as world:
+            yield world
         return
     # MASTER_ADDR and MASTER_PORT are torchrun's, or the launcher's under srun.
     with _without_greetings():
         dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=size,
                                 timeout=TIMEOUT)
         control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+    peers = connect(rank, size, World(rank, size, device, control).gather)
+    with _failures_reported(World(rank, size, device, control, peers)) as world:
+        yield world
+        world.barrier()
+        peers.leave()
+    # Not after an error: it would wait for collectives that other ranks are in.
+    dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _failures_reported(world: World) -> Iterator[World]:
     try:
-        yield World(rank, size, device, control)
-    finally:
-        dist.destroy_process_group()
+        with _broken_pipe_explained():
+            yield world
+    except BaseException as error:
+        failure = _failure(world.rank, error)
+        # A mistake that all ranks meet is rank 0's to report.
+        is_cause = isinstance(error, UserError) and world.rank == 0
+        with Stop():  # torchrun ends the ranks that are left, and this one may be writing
+            first = world.peers.report(failure, 0.0 if is_cause else NEWS_S)
+        if first != failure:
+            raise AnotherRankFailed(first.code) from error
+        if isinstance(error, UserError):
+            error.is_first = True
+        raise
+
+
+@contextlib.contextmanager
+def _broken_pipe_explained() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        if is_output_read():  # it was another pipe
+            raise
+        raise UserError("nobody reads the output any more (broken pipe), so this has ended; write "
+                        "it to a file instead, and run the same command again to go on") from error
+
+
+def _failure(rank: int, error: BaseException) -> Failure:
+    if isinstance(error, KeyboardInterrupt):
+        return Failure(rank, EXIT_INTERRUPTED, "by Ctrl-C; --resume goes on")
+    why = f"{f'rank {rank}: ' if rank else ''}{error_line(error)}"
+    return Failure(rank, EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILED, why)
 
 
 class Interrupted(Exception):

@@ -24,11 +24,13 @@ from blip_art.config import Config, GenerateConfig, config_to_dict, dump_config,
 from blip_art.data.datasets import Picture, unique_pictures
 from blip_art.data.loading import PictureDataset
 from blip_art.data.transforms import to_input
-from blip_art.data.workers import worker_options
+from blip_art.data.workers import load_batches, worker_options
 from blip_art.distributed import STOP_SIGNALS, Interrupted, Stop, World, process_group
 from blip_art.errors import EXIT_INTERRUPTED, UserError, exit_cleanly
+from blip_art.failure import forget_failure, note_run, write_failure
 from blip_art.files import RunDir, write_json, write_text
 from blip_art.manifest import update_manifest
+from blip_art.memory import explain_out_of_memory
 from blip_art.merge import merge_captions
 from blip_art.model.beams import BeamOptions
 from blip_art.model.captioner import BlipCaptioner, build_captioner
@@ -43,6 +45,7 @@ from blip_art.train.optim import autocast, caption_dtype
 Batch = tuple[Tensor, Tensor]
 # What a rank wants after a batch; all do what the most urgent one wants.
 GO_ON, OTHER_TYPE, STOP = range(3)
+LESS_MEMORY = "lower generate.batch_size or generate.num_beams"
 
 
 def encoded_ahead(decoder: StepDecoder, batches: Iterator[Batch],
@@ -144,9 +147,9 @@ def _found(model: BlipCaptioner, tokenizer: CaptionTokenizer, pictures: list[Pic
     rounds = -(-len(range(0, len(pictures), world.size)) // options.batch_size)
     rows: dict[int, list[str]] = {}
     decoder = StepDecoder(model, dtype)
-    batches = encoded_ahead(decoder, iter(loader), world.device)
+    batches = encoded_ahead(decoder, load_batches(loader), world.device)
     # One block for all batches: inside it weights are cast once.
-    with closing(decoder), autocast(dtype, world.device), tqdm(
+    with explain_out_of_memory(LESS_MEMORY), closing(decoder), autocast(dtype, world.device), tqdm(
             total=len(pictures), desc=title, unit="picture", leave=False,
             disable=None if world.is_main else True) as bar:
         for _ in range(rounds):
@@ -233,6 +236,8 @@ def main(argv: list[str] | None = None) -> int:
                             f"for others use another --run, --config {run.config} and "
                             f"--weights {source}")
     with process_group() as world, Stop() as stop:
+        world.peers.record = functools.partial(write_failure, run, "predict")
+        note_run(run, "predict")
         if world.is_main:
             if not run.config.exists():
                 write_text(run.config, dump_config(config))
@@ -252,6 +257,8 @@ def main(argv: list[str] | None = None) -> int:
                 caption_split(model, tokenizer, config, run, split, epoch, world, stop)
                 if world.is_main:
                     print(run.predictions(split, epoch))
+            if world.is_main:
+                forget_failure(run)
         except Interrupted:
             return EXIT_INTERRUPTED
     return 0

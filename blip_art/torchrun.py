@@ -9,15 +9,15 @@ traceback, below which a rank's one-line message is hard to find.
 from __future__ import annotations
 
 import logging
-import signal
 import sys
-from typing import List
+from typing import List, Tuple
 
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from blip_art.errors import EXIT_INTERRUPTED
+from blip_art.failure import STOP_SIGNALS, run_note, write_killed
 
 
 def main(argv: List[str]) -> int:
@@ -28,19 +28,32 @@ def main(argv: List[str]) -> int:
     # Or Python 3.11 takes the ranks' own --run for an abbreviation of torchrun's --run-path.
     parser.allow_abbrev = False
     args = parser.parse_args(argv)
-    try:
-        run.run(args)
-    except SignalException:
-        return EXIT_INTERRUPTED
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode >= 0:
-            return failure.exitcode
-        name = signal.Signals(-failure.exitcode).name
-        hint = " (often: not enough memory)" if name == "SIGKILL" else ""
-        print(f"error: rank {rank} was ended by {name}{hint}", file=sys.stderr)
-        return 128 - failure.exitcode
+    with run_note() as note:
+        try:
+            run.run(args)
+        except SignalException:
+            return EXIT_INTERRUPTED
+        except ChildFailedError as error:
+            rank, code = first_failure(error)
+            if code >= 0:
+                return code
+            print(f"error: {write_killed(note, rank, -code)}", file=sys.stderr)
+            return 128 - code
     return 0
+
+
+def first_failure(error: ChildFailedError) -> Tuple[int, int]:
+    """(rank, exit code) of the rank that the others ended for.
+
+    The times of failures are whole seconds. But a rank that was killed is the cause of errors in
+    others, and what torchrun has asked to end had an error of another for its cause.
+    """
+    def place(item: Tuple[int, ProcessFailure]) -> Tuple[int, int, int]:
+        rank, failure = item
+        asked = -failure.exitcode in STOP_SIGNALS
+        return 2 if asked else int(failure.exitcode >= 0), failure.timestamp, rank
+    rank, failure = min(error.failures.items(), key=place)
+    return rank, failure.exitcode
 
 
 if __name__ == "__main__":

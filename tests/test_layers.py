@@ -23,6 +23,8 @@ LAYERS = {
               "blip_art.manifest", "blip_art.merge", "blip_art.cluster", "blip_art.cluster.*",
               "blip_art.digest",
               "blip_art.manifest", "blip_art.merge", "blip_art.run_state",
+    "login": ("launch", "blip_art", "blip_art.errors", "blip_art.failure", "blip_art.files",
+              "blip_art.config", "blip_art.manifest", "blip_art.merge",
               "blip_art.cluster", "blip_art.cluster.*",
               "blip_art.data", "blip_art.data.__main__", "blip_art.data.archive",
               "blip_art.data.captions", "blip_art.data.checked", "blip_art.data.coverage",
@@ -55,7 +57,8 @@ LAYERS = {
                  "blip_art.score.baselines", "blip_art.score.bootstrap", "blip_art.score.compare",
                  "blip_art.score.follow", "blip_art.score.record"),
     "torch": ("blip_art.data.loading", "blip_art.data.transforms", "blip_art.distributed",
-              "blip_art.memory", "blip_art.model", "blip_art.model.*", "blip_art.predict",
+              "blip_art.memory", "blip_art.model", "blip_art.model.*", "blip_art.peers",
+              "blip_art.predict",
               "blip_art.readable", "blip_art.torchrun", "blip_art.train", "blip_art.train.*"),
 }
 # What a module of the layer may find when it is imported, beside the standard library.

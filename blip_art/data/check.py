@@ -9,7 +9,6 @@ afterwards one look at its size and time is enough.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import multiprocessing
 import os
@@ -38,6 +37,7 @@ import PIL
 from blip_art.data.checked import PATIENCE_S, KeptChecks, Writer
 from blip_art.data.pictures import CHECKED_SIDE, UNREADABLE, decode, find_picture, reason
 from blip_art.data.progress import progress
+from blip_art.data.workers import end_with_parent
 from blip_art.errors import UserError
 from blip_art.files import PathLike
 
@@ -52,7 +52,6 @@ _PICTURES_A_PROCESS = 100
 _KEEP_EVERY_S = 1.0
 _WORTH_A_LINE = 2_000
 _NAMED = 5
-_PR_SET_PDEATHSIG = 1
 T = TypeVar("T")
 
 
@@ -233,7 +232,7 @@ def _one_by_one(paths: List[str]) -> Iterator[str]:
 def _in_processes(work: Callable[[Any], T], items: Sequence[Any], processes: int) -> Iterator[T]:
     # Fresh interpreters: a copy of this process may wait for a lock that no thread opens any more.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"),
-                               _begin_process, (os.getpid(),))
+                               _begin_process)
     try:
         yield from pool.map(work, items)
     finally:
@@ -253,12 +252,10 @@ def _parts(pictures: Sequence[Located]) -> Iterator[List[Located]]:
     yield part
 
 
-def _begin_process(parent: int) -> None:
+def _begin_process() -> None:
     """Ends with its parent, however that ends; Ctrl-C is the parent's to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    end_with_parent()
 
 
 def _check(paths: Iterable[str]) -> List[str]:

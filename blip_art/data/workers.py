@@ -1,18 +1,27 @@
-"""Loader processes that are forked from a process without threads.
+"""Loader processes that are forked from a process without threads, and end with their rank.
 
-    DataLoader(dataset, num_workers=n, **worker_options(n))
+    loader = DataLoader(dataset, num_workers=n, **worker_options(n))
+    for batch in load_batches(loader): ...
 """
 
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import os
 import signal
 import sys
+import threading
 from multiprocessing import forkserver
-from typing import Any, Dict, Iterable, Tuple
+from typing import Any, Dict, Iterable, Iterator, Tuple
+
+from blip_art.errors import EXIT_FAILED, UserError
 
 # What the fork server imports once, so that its children need not.
 PRELOADED = ("torch", "blip_art.data.loading")
+# Of a rank that is killed, semaphores are left for Python's tracker to remove. That is all right,
+# and its warning would stand below the reason in the log.
+_NO_WARNING = "ignore:resource_tracker:UserWarning"
 
 
 def worker_options(num_workers: int, ignored: Iterable[int] = ()) -> Dict[str, Any]:
@@ -31,12 +40,43 @@ def worker_options(num_workers: int, ignored: Iterable[int] = ()) -> Dict[str, A
         return {}
     _start_server(tuple(ignored))
     return {"multiprocessing_context": "forkserver",
-            "worker_init_fn": functools.partial(_ignore, tuple(ignored))}
+            "worker_init_fn": functools.partial(_start_worker, tuple(ignored))}
 
 
-def _ignore(signals: Tuple[int, ...], worker_id: int) -> None:
-    """Once more inside the worker: torch gives SIGTERM a handler there that ends it."""
-    for number in signals:
+def load_batches(loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a DataLoader.
+
+    Raises:
+        UserError: a loader process was killed.
+    """
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise UserError(f"a loader process was killed ({error}); often there is not enough memory:"
+                        " lower data.num_workers, or ask for more memory") from error
+
+
+def end_with_parent() -> None:
+    """End this process when the one it works for is gone, even if that was killed.
+
+    The parent that the system knows is the fork server, which waits for its children. But each
+    child has a pipe whose other end only the process it works for holds.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent, "the main process has no parent to end with"
+
+    def wait() -> None:
+        parent.join()
+        os._exit(EXIT_FAILED)
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _start_worker(ignored: Tuple[int, ...], worker_id: int) -> None:
+    end_with_parent()
+    # Once more inside the worker: torch gives SIGTERM a handler there that ends it.
+    for number in ignored:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -48,8 +88,14 @@ def _start_server(ignored: Tuple[int, ...]) -> None:
     forkserver.set_forkserver_preload([*PRELOADED, *main])
     # Ignored signals stay ignored over exec and fork; handlers do not.
     before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
+    warnings = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = f"{warnings},{_NO_WARNING}" if warnings else _NO_WARNING
     try:
         forkserver.ensure_running()
     finally:
+        if warnings is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = warnings
         for number, handler in before.items():
             signal.signal(number, handler)

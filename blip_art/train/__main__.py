@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import signal
 import time
 from contextlib import nullcontext
@@ -24,7 +25,7 @@ from blip_art.config import Config, load_config
 from blip_art.data.datasets import Pair
 from blip_art.data.loading import TrainDataset
 from blip_art.data.transforms import to_input
-from blip_art.data.workers import worker_options
+from blip_art.data.workers import load_batches, worker_options
 from blip_art.distributed import (
     STOP_SIGNALS,
     Interrupted,
@@ -33,8 +34,9 @@ from blip_art.distributed import (
     process_group,
 )
 from blip_art.errors import EXIT_INTERRUPTED, UserError, exit_cleanly
+from blip_art.failure import note_run, write_failure
 from blip_art.files import RunDir
-from blip_art.memory import sent
+from blip_art.memory import explain_out_of_memory, sent
 from blip_art.model.captioner import BlipCaptioner, build_captioner
 from blip_art.model.linear import Forwards, replaced
 from blip_art.model.tokenizer import CaptionTokenizer
@@ -53,6 +55,8 @@ GO_ON, SAVE, LEAVE = range(3)
 # GradScaler needs a few refused steps to find its scale; this many mean that training is lost.
 # How many there were is on the device, which is only asked once in a while.
 REFUSED_LIMIT, ASK_EVERY = 50, 10
+LESS_MEMORY = ("set train.grad_checkpointing=true, or lower train.batch_size and raise "
+               "train.accumulate by the same factor")
 # Showing the loss waits for the GPU.
 SHOW_S = 2.0
 
@@ -64,20 +68,19 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = CaptionTokenizer(config.model.tokenizer)
     with process_group() as world, alone_in(run, world):
         open_run(run, config, args.resume, world)
+        world.peers.record = functools.partial(write_failure, run, "train")
+        note_run(run, "train")
         try:
             pairs = readable_pairs(config, run, "train", world)
             for split in config.generate.splits:  # fail now, not after the first epoch
                 readable_pairs(config, run, split, world)
                 freeze_references(config, run, split, world)
-            with Stop() as stop:
+            with Stop() as stop, explain_out_of_memory(LESS_MEMORY):
                 train(config, run, pairs, tokenizer, world, stop)
         except Interrupted:
             write_state(run, world, "stopped", "by a signal; --resume goes on")
             # A scheduler's signal is part of the plan; Ctrl-C is not a success.
             return EXIT_INTERRUPTED if world.most(stop.signal or 0) == signal.SIGINT else 0
-        except BaseException as error:
-            write_state(run, world, "failed", f"{type(error).__name__}: {error}")
-            raise
     return 0
 
 
@@ -215,7 +218,7 @@ def train_epoch(t: Training, progress: Progress) -> None:
     with replaced(t.faster), tqdm(
             total=steps, initial=progress.step, desc=f"epoch {epoch}", unit="step",
             leave=False, mininterval=SHOW_S, disable=None if world.is_main else True) as bar:
-        for step, (images, captions) in enumerate(t.loader, progress.step):
+        for step, (images, captions) in enumerate(load_batches(t.loader), progress.step):
             # Dropout depends on the step alone: a resumed run draws what an undisturbed one does.
             torch.manual_seed(dropout_seed(config.seed, epoch, step, world.rank))
             group_end = min((step // settings.accumulate + 1) * settings.accumulate, steps)

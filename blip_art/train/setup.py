@@ -158,15 +158,8 @@ def _refuse_changes(run: RunDir, config: Config, world: World) -> None:
 
 def write_state(run: RunDir, world: World, state: str, why: str = "",
                 **fields: int) -> None:
-    """state.json: running, stopped (resumable), finished or failed.
-
-    Raises:
-        UserError: it cannot be written, unless it is to say that the run failed: the error that
-            is on its way then is the one to be seen, and 'launch.py status' asks the lock.
-    """
-    if not world.is_main:
-        return
-    with contextlib.suppress(*([UserError] if state == "failed" else [])):
+    """state.json: running, stopped (resumable) or finished; see also write_failure."""
+    if world.is_main:
         write_json(run.state, {"state": state, "why": why, **fields})
 
 

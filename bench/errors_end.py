@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 RESULTS = ROOT / "bench" / "results"
 MARK, ERROR_AT = "ERRORS_END_CASE", "ERRORS_END_AT"
 BATCH = 6
-LIMIT_S = 60.0
+LIMIT_S, START_LIMIT_S = 60.0, 600.0
 LOADERS = 4
 
 
@@ -70,11 +70,10 @@ class Outcome(NamedTuple):
 
 CASES = (
     *(Case(command, ranks, fault, ranks - 1)
-      for command in ("train", "predict") for fault in ("memory", "loader", "picture", "killed")
-      for ranks in (1, 2, 4)),
-    Case("train", 2, "stuck", 1), Case("predict", 4, "stuck", 2),
-    Case("train", 2, "killed", 0), Case("train", 2, "killed", 0, "alone"),
-    Case("predict", 4, "memory", 3, "alone"),
+      for command in ("train", "predict") for fault in ("memory", "killed") for ranks in (1, 2, 4)),
+    *(Case(command, 2, fault, 1)
+      for command in ("train", "predict") for fault in ("loader", "picture", "stuck")),
+    Case("train", 2, "killed", 0, "alone"), Case("predict", 4, "memory", 3, "alone"),
 )
 
 
@@ -163,7 +162,7 @@ def _commands(case: Case, inputs: Path, folder: Path) -> list[tuple[list[str], d
 def _wait_for_end(processes: list[subprocess.Popen[bytes]], mark: str, error_at: Path,
                   limit_s: float) -> dict[int, str]:
     """Processes that are still there `limit_s` after the fault; {} as soon as there are none."""
-    deadline = time.time() + 300
+    deadline = time.time() + START_LIMIT_S
     while True:
         for process in processes:
             process.poll()  # buries it
@@ -174,6 +173,7 @@ def _wait_for_end(processes: list[subprocess.Popen[bytes]], mark: str, error_at:
         if error_at.exists() and (said := error_at.read_text()):
             deadline = min(deadline, float(said) + limit_s)
         if time.time() > deadline:
+            assert error_at.exists(), f"no fault in {START_LIMIT_S} s; left: {left}"
             return left
         time.sleep(0.05)
 
@@ -193,7 +193,9 @@ def marked(mark: str) -> dict[int, str]:
 def as_text(rows: list[dict[str, Any]], machine: str) -> str:
     """The table, as Markdown."""
     lines = [f"Seconds from an error in one rank to the end of all processes ({machine}); "
-             "goal: 30 s", "",
+             "goal: 30 s.", "The code before (7f49fa7) ended in none of these cases that were tried: "
+             "6 to 29 processes were left", "after 60 s, and state.json said 'running' or nothing "
+             "in most of them.", "",
              "| command | ranks | fault | started by | seconds | exit code | state.json | log's "
              "last line |", "|---|---:|---|---|---:|---|---|---|"]
     for row in rows:

@@ -146,9 +146,11 @@ def connect(rank: int, size: int, gather: Callable[[Any], list[Any]]) -> Peers:
 
 
 def _server(size: int) -> socket.socket:
-    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-    server = socket.create_server(("", 0), family=family, backlog=size,
-                                  dualstack_ipv6=family == socket.AF_INET6)
+    try:
+        server = socket.create_server(("", 0), family=socket.AF_INET6, backlog=size,
+                                      dualstack_ipv6=True)
+    except (OSError, ValueError):  # nodes without IPv6
+        server = socket.create_server(("", 0), backlog=size)
     server.settimeout(_CONNECT_S)
     return server
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors_end import Case, Outcome, run_case, write_inputs
+from blip_art.cluster.jobs import Job
 from blip_art.errors import EXIT_BROKEN_PIPE, EXIT_FAILED, EXIT_USER_ERROR
 from blip_art.failure import Failure, forget_failure, write_failure
 from blip_art.files import RunDir, read_json, write_json, write_text
@@ -130,3 +131,19 @@ def test_the_last_line_and_the_exit_code_name_the_error(
         command.stdout.close()
     _, errors = command.communicate(timeout=60)
     assert (command.returncode, "".join(errors.splitlines()[-1:])) == (code, last)
+
+
+def test_a_task_of_a_step_that_is_killed_is_recorded(tmp_path: Path) -> None:
+    rank = ("import os; from blip_art.failure import note_run; from blip_art.files import RunDir; "
+            "note_run(RunDir('run'), 'train'); os.kill(os.getpid(), 9)")
+    job = Job("train", (sys.executable, "-c", rank), cwd=str(tmp_path), log="log", layout="gpu")
+    step = (f"from blip_art.cluster.allocation import run_in_allocation; "
+            f"from blip_art.cluster.jobs import Job; run_in_allocation({job!r}, 'notes')")
+    done = subprocess.run(
+        [sys.executable, "-c", step], cwd=tmp_path, check=False, timeout=60,
+        env={"PYTHONPATH": str(REPO), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a",
+             "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"})
+    why = "rank 1 was ended by SIGKILL (often: not enough memory)"
+    assert done.returncode == 137
+    assert read_json(tmp_path / "run" / "state.json") == {"state": "failed", "why": why}
+    assert (tmp_path / "log").read_text().splitlines()[-1] == f"error: {why}"

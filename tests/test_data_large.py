@@ -1,7 +1,7 @@
 """Pictures too large to decode as a whole: the same pixels, in little memory that is given back."""
 
-import os
 import io
+import os
 import struct
 import subprocess
 import sys

@@ -33,7 +33,7 @@ from tests.mini import write_mini
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
 EPOCHS, STEPS = 2, 8
-IDENTITY: Identity = {"seed": 42, "configuration": "c", "data": "d", "run": "r"}
+IDENTITY: Identity = {"seed": 42, "configuration": {"train.lr": 0.1}, "data": "d", "run": "r"}
 DAMAGES = 25
 
 
@@ -206,7 +206,7 @@ def test_runs_killed_at_random_points_end_equal_and_leave_nothing(repo: Path) ->
 
 
 @pytest.mark.parametrize(("other", "named"), [
-    ({"seed": 7}, "seed 7, here 42"), ({"configuration": "x"}, "another configuration"),
+    ({"seed": 7}, "seed 7, here 42"), ({"configuration": {"train.lr": 1}}, "train.lr 1, here 0.1"),
     ({"data": "x"}, "another data"), ({"run": "x"}, "another run")])
 def test_the_checkpoint_of_another_run_is_refused(
         run: RunDir, fresh: Side, other: dict[str, Any], named: str) -> None:
@@ -215,6 +215,12 @@ def test_the_checkpoint_of_another_run_is_refused(
     with pytest.raises(UserError, match=rf"last\.pt belongs to another run \({named}\)"):
         fresh.load(run)
     assert equal(fresh.state(), before)
+
+
+def test_a_setting_that_an_older_version_did_not_have_is_no_other_run(
+        run: RunDir, fresh: Side) -> None:
+    fresh.save(run, 3, {**IDENTITY, "configuration": {"train.gone": 1}})
+    assert fresh.load(run).step == 3
 
 
 def test_a_checkpoint_without_identity_and_digest_goes_on_and_says_so(

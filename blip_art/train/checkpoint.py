@@ -176,12 +176,14 @@ def _refuse_foreign(path: Path, saved: dict[str, Any], identity: Identity) -> No
     theirs = saved.get("identity", identity)  # an older version wrote none
     if theirs == identity:
         return
-    what = [f"seed {theirs.get('seed')}, here {identity['seed']}"] * (
-        theirs.get("seed") != identity["seed"])
-    what += [f"another {part}" for part in ("configuration", "data", "run")
-             if theirs.get(part) != identity[part]]
-    raise UserError(f"{path} belongs to another run ({', '.join(what)}); put this run's own there, "
-                    "or delete it and start again")
+    # Settings that only one version of the code has are no difference.
+    settings = [{"seed": one["seed"], **one["configuration"]} for one in (theirs, identity)]
+    what = [f"{name} {value!r}, here {settings[1][name]!r}" for name, value in settings[0].items()
+            if settings[1].get(name, value) != value]
+    what += [f"another {part}" for part in ("data", "run") if theirs[part] != identity[part]]
+    if what:
+        raise UserError(f"{path} belongs to another run ({'; '.join(what[:3])}); put this run's "
+                        "own there, or delete it and start again")
 
 
 def _check_progress(path: Path, saved: dict[str, Any], epochs: int, steps: int) -> Progress:

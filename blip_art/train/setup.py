@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from blip_art.config import (
     HARMLESS,
@@ -122,18 +121,15 @@ def run_identity(config: Config, run: RunDir, world: World) -> Identity:
 
 
 def _identity(config: Config, run: RunDir) -> Identity:
-    values = config_to_dict(config)
+    values: dict[str, Any] = {}
+    for name, value in config_to_dict(config).items():
+        values.update({f"{name}.{key}": part for key, part in value.items()}
+                      if isinstance(value, dict) else {name: value})
     manifest = read_json(run.manifest)
-    for name in HARMLESS:
-        section, _, key = name.rpartition(".")
-        (values[section] if section else values).pop(key)
-    data = {path.name: manifest["data"][str(path)] for path in _lists(config)}
-    return {"seed": config.seed, "configuration": _sha256(values), "data": _sha256(data),
-            "run": manifest["run_id"]}
-
-
-def _sha256(values: object) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return {"seed": config.seed, "run": manifest["run_id"],
+            "configuration": {name: value for name, value in values.items()
+                              if name not in (*HARMLESS, "seed")},
+            "data": {path.name: manifest["data"][str(path)] for path in _lists(config)}}
 
 
 def _refuse_changes(run: RunDir, config: Config, world: World) -> None:

@@ -66,6 +66,11 @@ def test_a_tokenizer_that_is_nowhere_comes_with_the_fetch_command():
         CaptionTokenizer("no-such/tokenizer")
 
 
+def test_a_name_that_no_folder_can_have_is_refused():
+    with pytest.raises(UserError, match="cannot read the tokenizer at n.*: File name too long"):
+        CaptionTokenizer("n" * 300)
+
+
 def test_an_empty_folder_is_no_tokenizer(tmp_path):
     with pytest.raises(UserError, match=r"has no vocab\.txt"):
         CaptionTokenizer(str(tmp_path))

@@ -256,6 +256,12 @@ def test_a_missing_file_says_how_to_get_it(fresh):
         load_weights(fresh, "Salesforce/nothing-here")
 
 
+def test_a_name_that_no_file_can_have_is_refused(fresh):
+    for suffix in ("", ".pth", ".safetensors"):
+        with pytest.raises(UserError, match="cannot read weights at .*: File name too long"):
+            load_weights(fresh, "n" * 300 + suffix)
+
+
 def test_positions_grow_from_224_to_384_pixels(model, tokenizer, tmp_path):
     save_weights(model, tmp_path / "w.safetensors")
     larger = build_captioner(dataclasses.replace(CONFIG, image_size=96), tokenizer)

@@ -91,10 +91,14 @@ def _load(name_or_folder: str) -> BertTokenizerFast:
         UserError: no such tokenizer, a damaged file, or not BERT's kind.
     """
     folder = Path(name_or_folder).expanduser()
-    if not folder.is_dir():
-        folder = cached_repository(name_or_folder, "tokenizer")
-    file = next((folder / name for name in ("tokenizer.json", "vocab.txt")
-                 if (folder / name).is_file()), None)
+    try:
+        if not folder.is_dir():
+            folder = cached_repository(name_or_folder, "tokenizer")
+        file = next((folder / name for name in ("tokenizer.json", "vocab.txt")
+                     if (folder / name).is_file()), None)
+    except OSError as error:  # too long a name, or a folder that may not be searched
+        raise UserError(f"cannot read the tokenizer at {folder}: {error.strerror}; give another "
+                        "model.tokenizer") from error
     if file is None:
         raise UserError(f"tokenizer folder {folder} has no vocab.txt or tokenizer.json")
     tokens, added = _read_json_vocabulary(file) if file.suffix == ".json" else (

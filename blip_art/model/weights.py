@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -125,15 +126,27 @@ def read_state(source: str) -> dict[str, Tensor]:
         UserError: nothing there, damaged, or not weights.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    mode = _mode(path)
+    if stat.S_ISDIR(mode):
         return _read_folder(path)
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+    if mode and not stat.S_ISREG(mode):  # a pipe would be waited for
         raise UserError(f"{path} is neither file nor folder; give the weights' own path")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    if path.exists() or path.suffix in (".pth", ".pt", ".bin"):
+    if mode or path.suffix in (".pth", ".pt", ".bin"):
         return _read_pth(path)
     return _read_folder(cached_repository(source, "weights"))
+
+
+def _mode(path: Path) -> int:
+    """What kind of file is there, as in stat(2); 0 for nothing."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except OSError as error:  # too long a name, or a folder that may not be searched
+        raise UserError(f"cannot read weights at {path}: {error.strerror}; give another path"
+                        ) from error
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:

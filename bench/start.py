@@ -89,7 +89,9 @@ def main() -> None:
         members = [runs / f"member_{n}" for n in range(MEMBERS)]
         add(f"{MEMBERS} runs started together",
             *time_first_steps(code, config, members, ["data.num_workers=1"]))
-    write_results(options.name, rows)
+    rows.append({"what": "load average of the machine at the end",
+                 f"{options.name}, s": round(os.getloadavg()[1], 1)})
+    write_results(rows)
 
 
 def time_first_steps(code: Path, config: Path, runs: list[Path],
@@ -143,7 +145,7 @@ def command(code: Path, words: list[str]) -> None:
 
 
 def environment(code: Path) -> dict[str, str]:
-    """Modules are those of `code`; what is kept in the user's cache is kept there no more."""
+    """Modules are those of `code`."""
     return {**os.environ, "PYTHONPATH": str(code), "HF_HUB_OFFLINE": "1"}
 
 
@@ -214,7 +216,7 @@ def drawn_jpegs() -> Iterator[bytes]:
         yield buffer.getvalue()
 
 
-def write_results(name: str, rows: list[Row]) -> None:
+def write_results(rows: list[Row]) -> None:
     """Beside what was measured of other code before: a column a code."""
     path = RESULTS / "start.json"
     kept = read_json(path)["rows"] if path.exists() else []

@@ -126,7 +126,7 @@ def _locate(images_root: PathLike, name: str) -> Located:
         path = os.fspath(find_picture(images_root, name))
         return Located(name, path, os.stat(path))
     except (OSError, ValueError) as error:
-        return Located(name, path, None, reason(error))
+        return Located(name, path, None, reason(error) or type(error).__name__)
 
 
 def _check_kept(pictures: Sequence[Located], workers: Optional[int],

@@ -142,7 +142,7 @@ def command_line() -> str:
     """This process's, without the paths of this machine."""
     words = ["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]
     for option, name in (("--original", "CLONE"), ("--python", "PYTHON"), ("--pictures", ""),
-                         ("--before", "CHECKOUT")):
+                         ("--folder", ""), ("--before", "CHECKOUT"), ("--code", "CHECKOUT")):
         if option in words and "/" in words[words.index(option) + 1]:
             words[words.index(option) + 1] = name or "DIR"
     return " ".join(words)

@@ -2,9 +2,10 @@
 
     python bench/loader.py --large [--before CHECKOUT]      # writes bench/results/loader_large.md
 
-Each picture is read in a new process, as a loader worker reads it for captioning: the peak above
-what the process had before, with that of the process it may start. And once in a process that
-keeps freed memory, as a rank on the CPU does: what is still resident afterwards.
+Each picture is read in a new process, as a loader worker reads it for captioning, without torch,
+which takes longer to import: the peak above what the process had before, with that of the process
+it may start; and seconds of the processor. And once in a process that keeps freed memory, as a
+rank on the CPU does: what is still resident afterwards.
 """
 
 from __future__ import annotations
@@ -25,23 +26,26 @@ from PIL import Image, TiffImagePlugin
 from bench.side_by_side import ROOT
 
 READ = """
-import json, sys, time
+import ctypes, inspect, json, os, sys
 sys.path.insert(0, sys.argv[1])
 from PIL import Image
-from blip_art.data.loading import PictureDataset
-from blip_art.memory import keep_freed_memory
+from blip_art.data.pictures import read_picture
 Image.MAX_IMAGE_PIXELS = None
+if sys.argv[3] == "rank":  # as memory.keep_freed_memory does
+    ctypes.CDLL(None).mallopt(-3, 2**31 - 1)
+    ctypes.CDLL(None).mallopt(-1, -1)
 def memory(what):
     return int(open("/proc/self/status").read().split(what + ":")[1].split()[0]) / 1e3
-if sys.argv[3] == "rank":
-    keep_freed_memory()
-pictures = PictureDataset([sys.argv[2].rpartition("/")[2]], sys.argv[2].rpartition("/")[0], 384)
-pictures.transform(Image.new("RGB", (500, 400)))
-open("/proc/self/clear_refs", "w").write("5")
-own = memory("VmRSS")
-began = time.perf_counter()
-pictures[0]
-print(json.dumps({"seconds": time.perf_counter() - began, "peak": memory("VmHWM") - own,
+def seconds():
+    return sum(os.times()[:4])  # of processes that it started too
+Image.new("RGB", (500, 400)).resize((384, 384), Image.Resampling.BICUBIC)
+wanted = {"smallest_side": 628, "draft": False}  # transforms.smallest_side(384)
+known = inspect.signature(read_picture).parameters
+own, began = memory("VmRSS"), seconds()
+picture = read_picture(sys.argv[2], **(wanted if "draft" in known else {}))
+picture.resize((384, 384), Image.Resampling.BICUBIC)
+del picture
+print(json.dumps({"seconds": seconds() - began, "peak": memory("VmHWM") - own,
                   "kept": memory("VmRSS") - own}))
 """
 
@@ -57,7 +61,7 @@ def measure(file: Path, checkout: Path, kind: str = "worker") -> dict[str, float
                 status = Path(f"/proc/{child}/status").read_text()
                 highest_of_child = max(highest_of_child,
                                        int(status.split("VmHWM:")[1].split()[0]) / 1e3)
-        time.sleep(0.005)
+        time.sleep(0.01)
     assert process.stdout
     said = process.stdout.read()
     if process.returncode:
@@ -72,21 +76,24 @@ def _children(pid: int) -> list[str]:
     return []
 
 
-def table(before: Path | None) -> list[dict[str, Any]]:
+def table(before: Path | None, kinds: list[str]) -> list[dict[str, Any]]:
     """A row for each kind of file."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, draw in KINDS.items():
-            file = draw(Path(folder))
+        for name in kinds or KINDS:
+            file = KINDS[name](Path(folder))
             row: dict[str, Any] = {"100 megapixels": name, "file, MB": file.stat().st_size / 1e6}
             for title, checkout in (("before", before), ("after", ROOT)):
                 if checkout:
                     worker, rank = measure(file, checkout), measure(file, checkout, "rank")
                     row |= {f"{title}: peak, MB": worker["peak"],
-                            f"{title}: seconds": worker["seconds"],
-                            f"{title}: kept by a rank, MB": rank["kept"]}
-            rows.append(row)
-            print(row, file=sys.stderr)
+                            f"{title}: kept, MB": worker["kept"],
+                            f"{title}: kept by a rank, MB": rank["kept"],
+                            f"{title}: seconds": worker["seconds"]}
+            rows.append({key: value if isinstance(value, str) else
+                         round(value) if value >= 100 else round(value, 1)
+                         for key, value in row.items()})
+            print(json.dumps(rows[-1]), file=sys.stderr)
             file.unlink()
     return rows
 
@@ -170,5 +177,5 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "JPEG, progressive": _saved("a.jpg", quality=85, progressive=True),
     "PNG, RGB": _saved("a.png", compress_level=1),
     "PNG, 16-bit grey": _saved("a.png", _wide_grey, compress_level=1),
-    "WebP": _saved("a.webp", quality=80, method=0),
+    "BMP (decoded whole)": _saved("a.bmp"),
 }

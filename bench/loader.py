@@ -74,7 +74,7 @@ def main() -> None:
     """Measure, print and write the table."""
     options = _options()
     if options.large:
-        write_table("loader_large", command_line(), "cpu", table(options.before))
+        write_table("loader_large", command_line(), "cpu", table(options.before, options.kinds))
         return
     torch.set_num_threads(1)
     plain = Compose([
@@ -130,6 +130,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=384)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--large", action="store_true", help="megabytes of 100-megapixel files")
+    parser.add_argument("--kinds", nargs="+", default=[], help="only these rows of that table")
     parser.add_argument("--before", type=Path, help="another checkout, to measure beside this one")
     return parser.parse_args()
 

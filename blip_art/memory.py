@@ -24,7 +24,8 @@ def keep_freed_memory() -> None:
 
     Else the system clears each page anew for each large tensor: about an eighth of a caption's time
     and a twentieth of a training step's on two cores. The peak is the same where batches are alike,
-    and a fiftieth to an eighth higher where each was of another size (two runs).
+    and a fiftieth to an eighth higher where each was of another size (two runs). Large pictures
+    would be kept too, so they are decoded in pieces or in another process (data/large.py).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     # Another C library has other means; a glibc that refuses the first is better left as it is.

@@ -29,6 +29,8 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from blip_art.files import write_json, write_text  # noqa: E402
+
 RESULTS = ROOT / "bench" / "results"
 MARK, ERROR_AT = "ERRORS_END_CASE", "ERRORS_END_AT"
 BATCH = 6
@@ -70,7 +72,7 @@ class Outcome(NamedTuple):
 
 CASES = (
     *(Case(command, ranks, fault, ranks - 1)
-      for command in ("train", "predict") for fault in ("memory", "killed") for ranks in (1, 2, 4)),
+      for fault in ("memory", "killed") for ranks in (1, 2, 4) for command in ("train", "predict")),
     *(Case(command, 2, fault, 1)
       for command in ("train", "predict") for fault in ("loader", "picture", "stuck")),
     Case("train", 2, "killed", 0, "alone"), Case("predict", 4, "memory", 3, "alone"),
@@ -83,19 +85,19 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the table")
     options = parser.parse_args()
+    machine = f"{platform.node()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}"
+    options.out.mkdir(parents=True, exist_ok=True)
     rows = []
     with tempfile.TemporaryDirectory() as name:
         inputs = write_inputs(Path(name, "inputs"))
         for number, case in enumerate(case for case in CASES if options.only in str(case)):
             outcome = run_case(case, inputs, Path(name, str(number)))
-            rows.append({**asdict(case), **outcome._asdict()})
+            rows.append({**asdict(case), **outcome._asdict(),
+                         "load": round(os.getloadavg()[0], 1)})
             print(as_text(rows[-1:], "").splitlines()[-1], flush=True)
-    machine = f"{platform.node()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}"
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "errors_end.json").write_text(json.dumps(
-        {"machine": machine, "rows": [{k: row[k] for k in row if k != "log"} for row in rows]},
-        indent=1) + "\n")
-    (options.out / "errors_end.md").write_text(as_text(rows, machine))
+            write_json(options.out / "errors_end.json", {"machine": machine, "rows": [
+                {key: row[key] for key in row if key != "log"} for row in rows]}, indent=1)
+            write_text(options.out / "errors_end.md", as_text(rows, machine))
     return int(any(row["seconds"] is None or row["seconds"] > 30 for row in rows))
 
 
@@ -193,11 +195,11 @@ def marked(mark: str) -> dict[int, str]:
 def as_text(rows: list[dict[str, Any]], machine: str) -> str:
     """The table, as Markdown."""
     lines = [f"Seconds from an error in one rank to the end of all processes ({machine}); "
-             "goal: 30 s.", "The code before (7f49fa7) ended in none of these cases that were tried: "
-             "6 to 29 processes were left", "after 60 s, and state.json said 'running' or nothing "
-             "in most of them.", "",
-             "| command | ranks | fault | started by | seconds | exit code | state.json | log's "
-             "last line |", "|---|---:|---|---|---:|---|---|---|"]
+             "goal: 30 s.",
+             "The code before (7f49fa7) ended in none of those that were tried: 6 to 29 processes",
+             "were left after 60 s, and state.json said 'running' or nothing in most of them.", "",
+             "| command | ranks | fault | started by | seconds | load | exit code | state.json | "
+             "log's last line |", "|---|---:|---|---|---:|---:|---|---|---|"]
     for row in rows:
         seconds = (f"{row['seconds']:.1f}" if row["seconds"] is not None else
                    f"never: {len(row['left'])} processes after {LIMIT_S:.0f} s")
@@ -205,7 +207,8 @@ def as_text(rows: list[dict[str, Any]], machine: str) -> str:
         state = f"{row['state'].get('state')}: {row['state'].get('why')}"[:100]
         codes = "-" if row["left"] else ", ".join(str(code) for code in row["codes"])
         lines.append(f"| {row['command']} | {row['ranks']} | {row['fault']} in rank {row['rank']} "
-                     f"| {row['launcher']} | {seconds} | {codes} | {state} | {last} |")
+                     f"| {row['launcher']} | {seconds} | {row['load']} | {codes} | {state} "
+                     f"| {last} |")
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,7 @@ def test_the_better_captions_win(folder: Path, capsys: pytest.CaptureFixture[str
     files = [str(folder / f"{name}_scores.json") for name in ("poor", "good")]
     assert main(["compare", *files]) == 0
     told = capsys.readouterr().out
-    assert "B is better by Bleu_1, Bleu_2, Bleu_3, Bleu_4, CIDEr (95 % intervals)" in told
+    assert "B is better by Bleu_1, Bleu_2, Bleu_3, Bleu_4, CIDEr (p < 0.05)" in told
     assert "60 pictures, 1,000 draws" in told
 
 
@@ -74,7 +76,7 @@ def test_equal_captions_are_not_told_apart(
     good = str(folder / "good_scores.json")
     main(["compare", good, good, "--metrics", "cider"])
     told = capsys.readouterr().out
-    assert "no difference is larger than chance makes" in told
+    assert "no difference is significant (p < 0.05)" in told
     assert "Bleu" not in told
 
 
@@ -91,15 +93,92 @@ def test_other_pictures_are_refused(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("changes", "message"), [
     ({"references": {"sha256": "0"}}, "different references of the same pictures"),
     ({"references": None}, "does not say what its references were.*score it again"),
-    ({"metrics": {"SPICE": 1.0}}, "does not have every metric for every picture"),
+    ({"metrics": {"SPICE": 1.0}}, "picture .* has no SPICE; remove the file and score"),
+    ({"metrics": None}, "'metrics' is not an object of metrics"),
+    ({"failed": None}, "'failed' is not an object of metrics"),
     ({"bleu_counts": {}}, "has Bleu_1 but not the counts"),
     ({"per_image": []}, "is no score file"),
+    ({"per_image": {}}, "has no pictures"),
     ({"metrics": {}}, "no metric to compare: A has Bleu_1.*B none")])
 def test_files_that_do_not_compare_are_refused(
         folder: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         main(["compare", str(folder / "good_scores.json"),
               changed(folder, tmp_path / "b.json", **changes)])
+
+
+@pytest.mark.parametrize(("place", "value", "message"), [
+    ("per_image KEY", '{"CIDEr": 1.0}', "picture KEY has no Bleu_1"),
+    ("per_image KEY", "null", "picture KEY has no Bleu_1"),
+    ("per_image KEY CIDEr", "null", "CIDEr of picture KEY is null, not a number; remove"),
+    ("per_image KEY CIDEr", "NaN", "CIDEr of picture KEY is NaN, not a number; remove"),
+    ("per_image KEY CIDEr", "1" + "0" * 400, "CIDEr of picture KEY is 10.*, not a number"),
+    ("per_image KEY CIDEr", "9.5", "CIDEr is .*, but its pictures give .*; remove"),
+    ("metrics CIDEr", "-Infinity", "CIDEr is -Infinity, not a number; remove"),
+    ("bleu_counts KEY", "[1, 2, 3]", "'bleu_counts' of picture KEY must be 10 numbers from 0, not"),
+    ("bleu_counts KEY 2", "-1", "'bleu_counts' of picture KEY must be 10 numbers from 0, not"),
+    ("bleu_counts KEY 2", "null", "'bleu_counts' of picture KEY must be 10 numbers from 0, not")])
+def test_a_damaged_score_file_is_named_with_picture_and_metric(
+        folder: Path, tmp_path: Path, place: str, value: str, message: str) -> None:
+    scores = read_json(folder / "good_scores.json")
+    key = list(scores["per_image"])[7]
+    *above, last = [int(part) if part.isdigit() else part.replace("KEY", key)
+                    for part in place.split()]
+    functools.reduce(operator.getitem, above, scores)[last] = "HERE"
+    broken = tmp_path / "b.json"
+    broken.write_text(json.dumps(scores).replace('"HERE"', value))
+    with pytest.raises(UserError, match=f"^{broken}: {message.replace('KEY', key)}"):
+        main(["compare", str(folder / "good_scores.json"), str(broken)])
+
+
+def cut_to(folder: Path, out: Path, name: str, pictures: int) -> str:
+    """Scores of the first pictures, as `name` captioned them."""
+    results = read_json(folder / f"{name}.json")[:pictures]
+    write_json(out / f"{name}.json", results)
+    scores = str(out / f"{name}_{pictures}.json")
+    assert main([str(folder / "refs.json"), str(out / f"{name}.json"), "--subset", *METRICS,
+                 "--json", scores]) == 0
+    return scores
+
+
+@pytest.mark.parametrize(("pictures", "verdict", "warned"), [
+    (1, "no verdict: it takes 10 pictures at least", True),
+    (9, "no verdict: it takes 10 pictures at least", True),
+    (12, "B is better by Bleu_1", True), (50, "B is better by Bleu_1", False)])
+def test_few_pictures_give_a_warning_and_fewer_no_verdict(
+        folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pictures: int,
+        verdict: str, warned: bool) -> None:
+    files = [cut_to(folder, tmp_path, name, pictures) for name in ("poor", "good")]
+    warning = "intervals of fewer than 50 pictures are unreliable"
+    assert (warning in capsys.readouterr().out) == warned  # of single scores too
+    assert main(["compare", *files, "--json", str(tmp_path / "found.json")]) == 0
+    told = capsys.readouterr().out
+    assert verdict in told
+    assert (warning in told) == warned
+    if pictures == 1:
+        found = read_json(tmp_path / "found.json")["metrics"]
+        assert {row["p_value"] for row in found.values()} == {1.0}
+        assert {row["better"] for row in found.values()} == {None}
+
+
+def test_a_difference_that_is_printed_as_zero_is_none(
+        folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without four words in a row BLEU-4 is about 1e-5, but not quite equal."""
+    references = [{"image_id": number, "caption": "a b c d e f"} for number in range(20)]
+    write_json(tmp_path / "refs.json", references)
+    for name, caption in (("a", "a x b y c z"), ("b", "a x b y c d")):
+        write_json(tmp_path / f"{name}.json", [{**row, "caption": caption} for row in references])
+    main(["compare", *(str(tmp_path / f"{name}.json") for name in "ab"), "--refs",
+          str(tmp_path / "refs.json"), "--metrics", "bleu"])
+    told = capsys.readouterr().out
+    assert "Bleu_4      0.000    0.000   +0.000" in told
+    assert "B is better by Bleu_1, Bleu_2 (p < 0.05)" in told
+
+
+@pytest.mark.parametrize("resamples", ["1", "199", "100001"])
+def test_too_few_and_too_many_resamples_are_refused(resamples: str) -> None:
+    with pytest.raises(UserError, match=f"--resamples {resamples}: give 200 to 100,000"):
+        main(["compare", "a.json", "b.json", "--resamples", resamples])
 
 
 def test_results_files_need_references(folder: Path) -> None:

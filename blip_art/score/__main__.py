@@ -17,7 +17,14 @@ from blip_art.files import RunDir, write_json
 from blip_art.outputs import check_output
 from blip_art.run_state import read_best
 from blip_art.score import corenlp, prepare
-from blip_art.score.shown import comparison_table, sentence, table, verdict, with_intervals
+from blip_art.score.shown import (
+    comparison_table,
+    few_pictures,
+    sentence,
+    table,
+    verdict,
+    with_intervals,
+)
 
 # Modules with metrics are imported where they are used: fetching must work without them.
 
@@ -60,10 +67,13 @@ COMPARE_EPILOG = """examples:
   python -m blip_art.score compare runs/a/scores/val_03.json runs/b/scores/val_07.json
   python -m blip_art.score compare a_results.json b_results.json --refs refs.json --metrics cider
 
-Both are measured on the same draws of pictures (paired bootstrap; Koehn 2004 for BLEU). The
-interval is that of the difference; p is how often a draw turns its sign, doubled. Files scored
-against other references or other pictures are refused. Of many comparisons some find p below 0.05
-by chance: decide beforehand what to compare, and on which metric."""
+p is how often the difference is as large when each picture's two captions are swapped or not at
+random (paired approximate randomization); the verdict follows from it, below 0.05. The interval is
+that of the difference on the same draws of pictures for both (paired bootstrap; Koehn 2004 for
+BLEU); it is too narrow below 50 pictures. There is no verdict on fewer than 10 pictures, nor on a
+difference that is printed as zero. Files scored against other references or other pictures are
+refused. Of many comparisons some find p below 0.05 by chance: decide beforehand what to compare,
+and on which metric."""
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -235,16 +245,19 @@ def _compare_parser() -> argparse.ArgumentParser:
     parser.add_argument("--subset", action="store_true",
                         help="with --refs: only the pictures that have a caption")
     parser.add_argument("--resamples", type=_count, metavar="N", default=1000,
-                        help="draws of pictures (default: %(default)s)")
+                        help="draws of pictures, and of swaps, 200 to 100000 (default: "
+                             "%(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the comparison; - prints it")
     _engine_options(parser)
     return parser
 
 
 def _compare(arguments: Sequence[str]) -> int:
+    from blip_art.score.bootstrap import check_resamples
     from blip_art.score.compare import compare, read_record, score_both
 
     options = _compare_parser().parse_args(arguments)
+    check_resamples(options.resamples)
     metrics = _metrics(options.metrics)
     _check_json(options.json, [options.a, options.b], options.refs)
     if options.subset and not options.refs:
@@ -261,7 +274,8 @@ def _compare(arguments: Sequence[str]) -> int:
         f"A = {options.a}", f"B = {options.b}",
         f"{found['pictures']:,} pictures, {options.resamples:,} draws", "",
         comparison_table(found["metrics"]), "",
-        verdict(found["metrics"], found["bootstrap"]["level"])]))
+        verdict(found["metrics"], found["pictures"], found["bootstrap"]["level"]),
+        *few_pictures(found["pictures"])]))
     return _failures({options.a: first, options.b: second})
 
 

@@ -8,6 +8,10 @@ from __future__ import annotations
 from typing import Any, Dict, List, Mapping
 
 Rows = Mapping[str, Mapping[str, float]]
+# Of fewer pictures intervals are too narrow, and a difference says nothing of other pictures; see
+# bench/results/significance.md.
+FEW_PICTURES = 50
+LEAST_PICTURES = 10
 
 
 def table(rows: Rows) -> str:
@@ -48,6 +52,8 @@ def sentence(record: Mapping[str, Any]) -> str:
     if "longer_share" in references:
         parts.append(f"{_percent(references['longer_share'])} of the references have more than "
                      f"{references['max_words']} words")
+    if record.get("intervals"):
+        parts += few_pictures(record["pictures"])
     if record.get("cleaned"):
         odd = ", ".join(f"{count:,} with {name.replace('_', ' ')}"
                         for name, count in record["cleaned"].items())
@@ -65,16 +71,27 @@ def comparison_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def verdict(metrics: Mapping[str, Mapping[str, Any]], level: float) -> str:
-    """Which differences are larger than what chance among the pictures makes."""
-    sure: Dict[str, List[str]] = {"A": [], "B": []}
-    for name, row in metrics.items():
-        low, high = row["interval"]
-        if low > 0 or high < 0:
-            sure["B" if low > 0 else "A"].append(name)
-    told = [f"{who} is better by {', '.join(names)}" for who, names in sure.items() if names]
-    told = told or ["no difference is larger than chance makes"]
-    return f"{'; '.join(told)} ({100 * level:g} % intervals)"
+def is_shown_as_zero(difference: float) -> bool:
+    """Whether the table's three decimals show no difference."""
+    return float(f"{difference:.3f}") == 0
+
+
+def few_pictures(pictures: int) -> List[str]:
+    """A line where there are too few pictures for intervals, else none."""
+    if pictures >= FEW_PICTURES:
+        return []
+    return [f"intervals of fewer than {FEW_PICTURES} pictures are unreliable (too narrow): "
+            "score more pictures before you draw conclusions"]
+
+
+def verdict(metrics: Mapping[str, Mapping[str, Any]], pictures: int, level: float) -> str:
+    """Which differences are more than chance among the pictures, and when that cannot be said."""
+    if pictures < LEAST_PICTURES:
+        return f"no verdict: it takes {LEAST_PICTURES} pictures at least"
+    better = {who: [name for name, row in metrics.items() if row["better"] == who]
+              for who in ("A", "B")}
+    parts = [f"{who} is better by {', '.join(names)}" for who, names in better.items() if names]
+    return f"{'; '.join(parts or ['no difference is significant'])} (p < {1 - level:.2g})"
 
 
 def _percent(share: float) -> str:

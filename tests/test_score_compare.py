@@ -131,6 +131,18 @@ def test_a_damaged_score_file_is_named_with_picture_and_metric(
         main(["compare", str(folder / "good_scores.json"), str(broken)])
 
 
+def test_the_same_references_in_another_order_compare(folder: Path, tmp_path: Path) -> None:
+    """Neither the order of pictures nor that of a picture's references changes a score."""
+    write_json(tmp_path / "refs.json", read_json(folder / "refs.json")[::-1])
+    scores = str(tmp_path / "scores.json")
+    main([str(tmp_path / "refs.json"), str(folder / "good.json"), *METRICS, "--json", scores])
+    out = tmp_path / "found.json"
+    assert main(["compare", str(folder / "good_scores.json"), scores, "--json", str(out)]) == 0
+    for row in read_json(out)["metrics"].values():
+        assert row["difference"] == pytest.approx(0, abs=1e-12)
+        assert (row["p_value"], row["better"]) == (1.0, None)
+
+
 def cut_to(folder: Path, out: Path, name: str, pictures: int) -> str:
     """Scores of the first pictures, as `name` captioned them."""
     results = read_json(folder / f"{name}.json")[:pictures]

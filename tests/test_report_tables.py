@@ -70,6 +70,26 @@ def test_runs_csv_holds_intervals_oracle_and_what_captions_are_like(tmp_path):
     assert (row["val_empty_share"], row["val_most_frequent"]) == ("0.25", "a ship & a <sun>")
 
 
+@pytest.mark.parametrize("text", [
+    '=HYPERLINK("http://a.b","x")', "+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1", "'=1"])
+def test_no_text_in_csv_is_a_formula(tmp_path, text):
+    """Every text of a user's: a run's name, why it ended, a caption, a metric of another tool."""
+    run = make_run(tmp_path / "-joined", levels=(0.5,))
+    write_json(run.state, {"state": "failed", "why": text, "epochs": 1})
+    scores = scores_of(0.5, **described(0.5))
+    scores["captions"]["most_frequent"] = text
+    scores["metrics"]["Bleu_1"] = -0.25
+    scores["metrics"]["=1+1"] = 1.0
+    write_json(run.scores("val", 0), scores)
+    written = (tmp_path / "out/runs.csv", tmp_path / "out/epochs.csv")
+    write_tables(read_runs([run]), tmp_path / "out")
+    cells = [cell for path in written for row in csv.reader(io.StringIO(
+        path.read_bytes().decode(), newline="")) for cell in row]
+    assert not [cell for cell in cells if cell[:1] in tuple("=+-@\t\r\n＝") and cell != "-0.25"]
+    assert "-0.25" in cells  # numbers stay numbers
+    assert cells.count(f"'{text}") == 2  # read back: one apostrophe less
+
+
 @pytest.mark.parametrize("intervals", [None, [], {"SPICE": None}, {"SPICE": [0.1]},
                                        {"SPICE": ["low", "high"]}])
 def test_odd_intervals_and_statistics_are_left_out(tmp_path, intervals):

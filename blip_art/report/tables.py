@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
@@ -30,6 +31,8 @@ from blip_art.score.summary import Summaries
 
 TRAIN_COLUMNS = ("loss", "lr", "images_per_s", "seconds", "gpu_memory_gb", "steps",
                  "skipped_steps")
+# Spreadsheets run a cell that begins so as a formula, also one in quotes (OWASP, CSV injection).
+FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
 
 
 def read_runs(folders: Iterable[PathLike]) -> List[Run]:
@@ -112,7 +115,10 @@ def run_rows(runs: Sequence[Run]) -> List[Dict[str, Any]]:
 
 
 def write_tables(runs: Sequence[Run], out: PathLike) -> List[Path]:
-    """Write epochs.csv, runs.csv and report.json into `out`; return their paths."""
+    """Write epochs.csv, runs.csv and report.json into `out`; return their paths.
+
+    In the CSV files an apostrophe stands before a text that a spreadsheet would run (as_cell).
+    """
     folder = Path(out)
     paths = [folder / "epochs.csv", folder / "runs.csv", folder / "report.json"]
     epochs, each = epoch_rows(runs), run_rows(runs)
@@ -129,11 +135,23 @@ def write_tables(runs: Sequence[Run], out: PathLike) -> List[Path]:
 
 
 def _csv(rows: Sequence[Dict[str, Any]], columns_if_empty: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else columns_if_empty, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)  # None becomes an empty cell
-    return text.getvalue()
+    lines = [list(rows[0]) if rows else columns_if_empty, *(list(row.values()) for row in rows)]
+    return "".join(map(_csv_line, lines))
+
+
+def _csv_line(values: Iterable[Any]) -> str:
+    text = io.StringIO(newline="")
+    # Told that lines end with \r\n, Python 3.9 to 3.12 put a text with \r in it in quotes.
+    csv.writer(text, lineterminator="\r\n").writerow(map(as_cell, values))  # None: an empty cell
+    return text.getvalue()[:-2] + "\n"
+
+
+def as_cell(value: Any) -> Any:
+    """A value for CSV: texts that spreadsheets would run get an apostrophe; numbers stay.
+
+    To read back, take one apostrophe from the texts that FORMULA matches and that begin with one.
+    """
+    return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
 
 
 def _cells(prefix: str, scores: Mapping[str, Optional[Scores]],

@@ -50,6 +50,12 @@ def update_manifest(run: PathLike, stage: str = "", data: Iterable[PathLike] = (
     return manifest
 
 
+def started_in(run: RunDir) -> Path:
+    """Where the run was started: its configuration's relative paths are relative to it."""
+    manifest = read_json(run.manifest) if run.manifest.exists() else {}
+    return Path(str(manifest.get("cwd", "")) if isinstance(manifest, dict) else "")
+
+
 def collect_manifest(data: Iterable[PathLike] = ()) -> Dict[str, Any]:
     """What can be known about this process; what cannot (no git, no torch) is left empty."""
     torch = sys.modules.get("torch")  # only looked at where somebody has already loaded it

@@ -24,7 +24,7 @@ def parses_of_these_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def repo() -> Path:
     """The checkout under test."""
     return REPO

@@ -10,8 +10,10 @@ import json
 import random
 import zipfile
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Dict, Iterable, List, Tuple
 
+from blip_art.files import write_text
 from blip_art.score.java import package_folder
 
 # The pictures whose tuple counts golden/make_spice.py stores, by position.
@@ -38,6 +40,13 @@ def coco_pairs(positions: Iterable[int]) -> Dict[str, Tuple[str, List[str]]]:
     captions = coco_captions()
     keys = list(captions)
     return {str(keys[n]): (captions[keys[n]][0], captions[keys[n]][1:]) for n in positions}
+
+
+def write_vocabulary(folder: Path, words: str = "a lion tree and crown ship at sea sun") -> None:
+    """A tokenizer folder that knows these words, the prompt's and letters, as BERT's does."""
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", ".", "picture", "of",
+              *words.split(), *ascii_lowercase[1:], *(f"##{letter}" for letter in ascii_lowercase)]
+    write_text(folder / "vocab.txt", "".join(f"{token}\n" for token in tokens))
 
 
 def art_pairs(path: Path, count: int = MANY_ART_PAIRS) -> Dict[str, Tuple[str, List[str]]]:

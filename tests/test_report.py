@@ -39,7 +39,7 @@ def test_page_equals_the_golden_file(tmp_path):
     runs = [make_run(tmp_path / "joined"),
             make_run(tmp_path / "split", (0.3,), dict.fromkeys(PICTURES, "sun."))]
     write_json(runs[0].scores("val", 1), scores_of(0.5, 1, **described(0.5)))
-    write_json(runs[0].oracle_scores("val"), scores_of(0.9, max_words=16, **described(0.9)))
+    write_json(runs[0].oracle_scores("val"), scores_of(0.9, max_tokens=16, **described(0.9)))
     write_json(runs[0].scores("val", 2), scores_of(
         0.4, 2, failed={"spice": "<killed>"}, metrics=dict.fromkeys(METRICS[:-1], 0.25)))
     read = read_runs(runs)
@@ -69,10 +69,10 @@ def test_page_shows_how_sure_scores_are_and_what_captions_are_like(tmp_path):
     assert "oracle" not in html_of(run)
     assert "Captions at the best epoch" not in html_of(run)
     write_json(run.scores("val", 0), scores_of(0.5, **described(0.5)))
-    write_json(run.oracle_scores("val"), scores_of(0.9, max_words=16))
+    write_json(run.oracle_scores("val"), scores_of(0.9, max_tokens=16))
     html = html_of(run)
     assert "<td><b>0.400</b><small>±0.010</small></td>" in html
-    assert "<th>oracle<small>references cut to 16 words</small></th>" in html
+    assert "<th>oracle<small>references cut to 16 tokens</small></th>" in html
     assert "<td>0.720</td>" in html  # not bold, though it is the highest
     assert ("<td>25.0 %</td><td>75.0 %</td><td>3.5</td><td>50.0 %</td>"
             '<td class="text">“a ship &amp; a &lt;sun&gt;”</td>') in html

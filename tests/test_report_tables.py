@@ -60,7 +60,7 @@ def test_runs_csv_holds_the_best_epoch_and_its_floor(tmp_path):
 def test_runs_csv_holds_intervals_oracle_and_what_captions_are_like(tmp_path):
     run = make_run(tmp_path / "joined", levels=(0.5,))
     write_json(run.scores("val", 0), scores_of(0.5, **described(0.5)))
-    write_json(run.oracle_scores("val"), scores_of(0.9, max_words=16))
+    write_json(run.oracle_scores("val"), scores_of(0.9, max_tokens=16))
     write_tables(read_runs([run]), tmp_path / "out")
     row, = csv.DictReader(io.StringIO((tmp_path / "out/runs.csv").read_text()))
     assert float(row["val_SPICE_low"]) == pytest.approx(0.39)

@@ -219,6 +219,7 @@ def test_floor_and_oracle_are_rows_beside_the_scores(
     assert [line.split()[0] for line in told.splitlines()[1:6]] == [
         "good.json", "95", "95", "floor", "oracle"]
     assert "% of the references have more than 8 words" in told
+    assert "oracle: first references, cut to 8 words" in told
     scores = read_json(tmp_path / "scores.json")
     assert scores["floor"]["caption"] == "a man riding a wave"
     assert scores["floor"]["metrics"]["CIDEr"] < scores["metrics"]["CIDEr"] < scores[

@@ -23,6 +23,7 @@ from blip_art.files import RunDir, read_json, write_json, write_text
 from blip_art.score.engine import Engine
 from blip_art.score.follow import End, Follower, score_when_free, until_state_ends
 from blip_art.score.lock import owner, taken
+from tests.score_data import write_vocabulary
 
 TEXTS = {"1": "a lion, a tree and a crown", "2": "a ship at sea, a sun"}
 
@@ -38,8 +39,10 @@ def run(tmp_path: Path) -> RunDir:
     """A run that is training, without an epoch yet."""
     run = RunDir(tmp_path / "run")
     write_text(run.config, f"data: {{annotations: {tmp_path}, train: train.json}}\n"
+                           f"model: {{tokenizer: {tmp_path}}}\n"
                            "score: {metrics: [bleu, cider]}\n")
     write_json(tmp_path / "train.json", [{"image": "1.jpg", "caption": "a lion"}])
+    write_vocabulary(tmp_path)
     write_json(run.references("val"), {
         "images": [{"id": key} for key in TEXTS],
         "annotations": [{"id": n, "image_id": key, "caption": text}

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from blip_art.score.engine import Engine
 from blip_art.score.run import score_run, write_best
 from blip_art.score.summary import PER_PICTURE, Summaries
 from blip_art.score.workers import MetricFailed
+from tests.score_data import write_vocabulary
 
 METRICS = ["bleu", "cider"]
 
@@ -36,10 +38,12 @@ def run(tmp_path: Path) -> RunDir:
     """Two epochs of two pictures; the references' ids are numbers, the predictions' text."""
     run = RunDir(tmp_path / "run")
     write_text(run.config, f"data: {{annotations: {tmp_path}, train: train.json}}\n"
+                           f"model: {{tokenizer: {tmp_path}}}\n"
                            "score: {metrics: [bleu, cider]}\n")
     write_json(tmp_path / "train.json", [
         {"image": f"{name}.jpg", "caption": caption, "image_id": name}
         for name, caption in (("a", "a ship at sea"), ("b", "a lion"), ("c", "a lion"))])
+    write_vocabulary(tmp_path)
     write_json(run.references("val"), {
         "images": [{"id": 1}, {"id": 2}],
         "annotations": [{"id": 1, "image_id": 1, "caption": "a lion, a tree and a crown"},
@@ -125,6 +129,54 @@ def test_without_training_captions_there_is_no_floor(
     assert [path.name for path in score_run(run, engine)] == [
         "val_00.json", "val_01.json", "oracle_val.json"]
     assert "no floor for val: the training captions are not at" in capsys.readouterr().err
+
+
+def test_the_oracle_is_cut_to_the_tokens_that_the_prompt_leaves(
+        run: RunDir, engine: Engine) -> None:
+    """max_length 10 leaves 6 after [DEC] and 'a picture of', and the comma is one of them."""
+    with run.config.open("a") as file:
+        file.write("generate: {max_length: 10}\n")
+    # As an older version wrote it: cut to 6 words, which were whole here.
+    write_json(run.oracle_scores("val"), {
+        "split": "val", "max_words": 6, "metrics": {"Bleu_4": 1.0, "CIDEr": 9.0}, "failed": {},
+        "seconds": {"bleu": 0.1, "cider": 0.1}, "references": read_references_of(run, engine)})
+    assert run.oracle_scores("val") in score_run(run, engine)
+    found = read_json(run.oracle_scores("val"))
+    assert (found["max_tokens"], found["captions"]["mean_words"]) == (6, 5)  # without the comma
+    assert "max_words" not in found
+    references = read_json(run.scores("val", 0))["references"]
+    assert (references["max_tokens"], references["longer_share"]) == (6, 1)
+    assert score_run(run, engine) == []
+
+
+def read_references_of(run: RunDir, engine: Engine) -> dict[str, str]:
+    """What a score file says of the run's references."""
+    score_run(run, engine)
+    found: dict[str, str] = read_json(run.scores("val", 0))["references"]
+    run.scores("val", 0).unlink()
+    return found
+
+
+@pytest.mark.parametrize(("breaks", "message"), [
+    (lambda folder: (folder / "vocab.txt").unlink(), "cannot read the vocabulary"),
+    (lambda folder: (folder / "vocab.txt").write_text("a\nb\n"), r"has no \[UNK\]"),
+    (lambda folder: (folder / "vocab.txt").write_bytes(b"\xff"), "cannot read the vocabulary"),
+    (lambda folder: (folder / "tokenizer.json").write_text("{"), "is not valid JSON"),
+    (lambda folder: (folder / "tokenizer.json").write_text('{"model": {"vocab": []}}'),
+     "holds no WordPiece vocabulary"),
+    (lambda folder: (folder / "tokenizer_config.json").write_text("[1]"), "must be an object"),
+    (lambda folder: (folder / "run/config.yaml").write_text(
+        (folder / "run/config.yaml").read_text().replace(f"tokenizer: {folder}", "tokenizer: no/x")
+    ), "no tokenizer 'no/x'")])
+def test_without_the_runs_tokenizer_there_is_no_oracle_and_the_rest_is_scored(
+        run: RunDir, engine: Engine, capsys: pytest.CaptureFixture[str],
+        breaks: Callable[[Path], object], message: str) -> None:
+    breaks(run.path.parent)
+    assert [path.name for path in score_run(run, engine)] == [
+        "floor_val.json", "val_00.json", "val_01.json"]
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "oracle" in line]
+    assert re.match(f"no oracle for val: .*{message}", line)
+    assert "longer_share" not in read_json(run.scores("val", 0))["references"]
 
 
 def test_an_epoch_without_the_rules_metric_is_not_the_best(

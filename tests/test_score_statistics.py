@@ -18,17 +18,14 @@ from bench.significance import bleu_pair, cider_pair
 from blip_art.config import config_from_dict
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_text
-from blip_art.score.baselines import (
-    caption_words,
-    most_frequent_caption,
-    oracle_captions,
-    training_list,
-)
+from blip_art.score.baselines import most_frequent_caption, oracle_captions, training_list
 from blip_art.score.bootstrap import Sample, differences, intervals
 from blip_art.score.coco import Pairs
+from blip_art.score.limits import TokenLimit, WordLimit, WordPiece, token_limit
 from blip_art.score.record import describe_captions, describe_references
 from blip_art.score.references import references_hashes, same_references
 from blip_art.score.shown import sentence
+from tests.score_data import write_vocabulary
 
 
 def normal(pictures: int, mean: float = 0.0, seed: int = 1) -> dict[str, float]:
@@ -103,9 +100,9 @@ def test_captions_are_told_apart_as_the_metrics_do() -> None:
 
 def test_references_longer_than_captions_can_be_are_counted() -> None:
     pairs = Pairs(["1", "2"], ["", ""], [["a b c", "a b"], ["a b c d"]])
-    found = describe_references(pairs, max_words=2)
+    found = describe_references(pairs, WordLimit(2))
     assert (found["count"], found["longer_share"]) == (3, pytest.approx(2 / 3))
-    assert "longer_share" not in describe_references(pairs, max_words=0)
+    assert "longer_share" not in describe_references(pairs)
 
 
 def test_references_are_the_same_in_any_order_of_pictures_and_of_captions() -> None:
@@ -128,19 +125,36 @@ def test_the_sentence_names_what_makes_scores_doubtful() -> None:
     told = sentence({"pictures": 8653, "bleu": {"brevity_penalty": 0.61, "length_ratio": 0.7},
                      "captions": {"empty_share": 0.01, "unique_ratio": 0.5, "mean_words": 9.0,
                                   "most_frequent": "sun " * 40, "most_frequent_share": 0.25},
-                     "references": {"max_words": 16, "longer_share": 0.277},
+                     "references": {"max_tokens": 16, "longer_share": 0.466},
                      "cleaned": {"line_breaks": 2, "no_words": 1}})
     for words in ("8,653 pictures", "1.0 % of the captions are empty", "(25.0 %): 'sun sun",
                   "penalty 0.610", "2 with line breaks, 1 with no words",
-                  "27.7 % of the references have more than 16 words"):
+                  "46.6 % of the references have more than 16 tokens"):
         assert words in told
 
 
-def test_the_word_limit_leaves_out_start_and_prompt() -> None:
-    config = config_from_dict({"generate": {"max_length": 20},
-                               "model": {"prompt": "a picture of "}})
-    assert caption_words(config) == 16
-    assert oracle_captions({"1": ["a b c. d", "e"]}, 3) == {"1": "a b c."}
+def test_the_oracle_is_what_the_first_tokens_are_decoded_to(tmp_path: Path) -> None:
+    """'lions' is a word and an s, 'zoo' three letters: what is not whole is left out."""
+    write_vocabulary(tmp_path)
+    limit = TokenLimit(WordPiece(tmp_path), 5)
+    for text, caption in {"A Lion, (a tree)!": "a lion, a tree", "a lion": "a lion",
+                          "sea sea sea lions": "sea sea sea lions",
+                          "sea sea sea sea lions": "sea sea sea sea",
+                          "sea sea sea zoo": "sea sea sea", "": "",
+                          "sea \ud83d": "sea", "qqqqqqqqq sea": "qqqqq"}.items():
+        assert oracle_captions({"1": [text, "other"]}, limit) == {"1": caption}
+    assert limit.longer(["a lion, a tree", "a lion, a tree,", "sea sea sea sea lions"]) == 2
+    assert oracle_captions({"1": ["a b c. d", "e"]}, WordLimit(3)) == {"1": "a b c."}
+
+
+def test_the_tokenizer_is_found_from_another_folder(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(tmp_path / "run")
+    config = config_from_dict({"model": {"tokenizer": "words"}, "generate": {"max_length": 20}})
+    write_vocabulary(tmp_path / "words")
+    monkeypatch.chdir("/")
+    write_json(run.manifest, {"cwd": str(tmp_path)})
+    assert token_limit(run, config).most == 16
 
 
 @pytest.mark.parametrize(("name", "content"), [

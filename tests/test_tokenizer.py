@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 from transformers import BertTokenizerFast
 
+from blip_art.data.captions import pre_caption
 from blip_art.errors import UserError
 from blip_art.model.tokenizer import CaptionTokenizer, train_vocabulary
+from blip_art.score.limits import TokenLimit, WordPiece
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +31,13 @@ def bert_folder() -> Path:
 @pytest.fixture(scope="module")
 def bert(bert_folder: Path) -> CaptionTokenizer:
     return CaptionTokenizer(str(bert_folder))
+
+
+@pytest.fixture(scope="module")
+def references(repo) -> list[str]:
+    """The original project's validation captions."""
+    path = repo.parent / "shared" / "data" / "iconclass" / "iconclassVal.json"
+    return [row["caption"] for row in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def test_ids_are_the_originals(bert):
@@ -150,3 +160,31 @@ def test_a_folder_below_a_path_with_clip_is_quiet(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "clipart")],
                           text=True, capture_output=True, check=True)
     assert done.stdout + done.stderr == ""
+@pytest.mark.parametrize(("files", "settings"), [
+    (("vocab.txt", "tokenizer.json", "tokenizer_config.json"), None), (("vocab.txt",), None),
+    (("tokenizer.json",), None), (("vocab.txt",), {"do_lower_case": False}),
+    (("tokenizer.json",), {"strip_accents": False, "tokenize_chinese_chars": False})])
+def test_the_scorer_counts_the_same_tokens(bert_folder, references, tmp_path, files, settings):
+    """It makes them without transformers, which imports torch."""
+    for name in files:
+        shutil.copy(bert_folder / name, tmp_path)
+    if settings:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours, theirs = WordPiece(tmp_path), CaptionTokenizer(str(tmp_path))
+    texts = [*references[::20], "", "Château ÉTÉ ß İ", "a\tb\u00a0c\u2028d", "木の絵, two",
+             "x" * 200, "[SEP] [unk] [DEC]", "half-length, don't; St. John's (e.g.)",
+             "\U0001f981 \ufffd ﬁ"]
+    ids = [theirs.bert(text, add_special_tokens=False).input_ids for text in texts]
+    assert [encoding.ids for encoding in ours.encode(texts)] == ids
+    assert ours.decode(ids) == [theirs.decode(some) for some in ids]
+
+
+def test_how_many_references_a_caption_can_be_as_long_as(bert_folder, references):
+    """max_length 20 leaves 16 tokens: about 10 words, as there are 1.59 tokens a word."""
+    tokenizer = WordPiece(bert_folder)
+    texts = [pre_caption(text, 1000) for text in references]
+    tokens = [len(encoding.ids) for encoding in tokenizer.encode(texts)]
+    fits = [sum(count <= most - 4 for count in tokens) / len(tokens) for most in (20, 28, 40, 72)]
+    assert [round(share, 2) for share in fits] == [0.53, 0.71, 0.84, 0.95]
+    assert TokenLimit(tokenizer, 16).longer(references) == sum(count > 16 for count in tokens)
+    assert sum(tokens) / sum(len(text.split()) for text in texts) == pytest.approx(1.59, abs=0.005)

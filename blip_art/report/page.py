@@ -200,7 +200,7 @@ def _group_rows(group: Sequence[Run], split: str, metrics: Sequence[str], many: 
              f'<td colspan="4"></td>{_value_cells(floor, tops)}</tr>' for floor in floors]
     # It is above every run; that is not what bold is for.
     none = dict.fromkeys(metrics)
-    rows += [f'<tr class="floor"><th>oracle<small>references cut to {oracle.max_words} words'
+    rows += [f'<tr class="floor"><th>oracle<small>references cut to {oracle.cut_to}'
              f'</small></th><td colspan="4"></td>{_value_cells(oracle, none)}</tr>'
              for oracle in oracles]
     return "\n".join(rows)

@@ -25,8 +25,8 @@ class Scores:
     pictures: Optional[int] = None
     caption: str = ""
     """The constant caption, of a floor."""
-    max_words: Optional[int] = None
-    """What references were cut to, of an oracle."""
+    cut_to: str = ""
+    """'16 tokens': what references were cut to, of an oracle; older ones were cut to words."""
     intervals: Dict[str, Tuple[float, float]] = field(default_factory=dict)
     """The middle 95 % of each metric over draws of pictures."""
     shares: Dict[str, float] = field(default_factory=dict)

@@ -242,12 +242,11 @@ def _read_scores(summaries: Summaries, path: Path) -> Scores:
     if not isinstance(failed, dict):
         raise UserError(f"'failed' of {path} must be an object of metric: why; score it again")
     lost = {name: "it is not a number" for name in value.get("metrics", {}) if name not in metrics}
-    captions, words, references = (value.get(key) for key in ("captions", "max_words",
-                                                              "references"))
+    captions, references = value.get("captions"), value.get("references")
     captions = captions if isinstance(captions, dict) else {}
     return Scores(
         metrics, {**lost, **{str(k): str(v) for k, v in failed.items()}},
-        _whole(value.get("pictures")), str(value.get("caption", "")), _whole(words),
+        _whole(value.get("pictures")), str(value.get("caption", "")), _cut_to(value),
         _read_intervals(value.get("intervals")),
         {key: captions[key] for key in CAPTION_COLUMNS if is_number(captions.get(key))},
         str(captions.get("most_frequent", "")),
@@ -263,6 +262,11 @@ def _read_intervals(value: Any) -> Dict[str, Tuple[float, float]]:
     low, high = (numbers({name: ends[i] for name, ends in pairs.items()}, "intervals")
                  for i in (0, 1))
     return {name: (low[name], high[name]) for name in pairs if name in low and name in high}
+
+
+def _cut_to(value: Mapping[str, Any]) -> str:
+    units = [unit for unit in ("tokens", "words") if _whole(value.get(f"max_{unit}"))]
+    return f"{value[f'max_{units[0]}']} {units[0]}" if units else ""
 
 
 def _whole(value: Any) -> Optional[int]:

@@ -34,7 +34,7 @@ EPILOG = """examples:
   python -m blip_art.score merge parses.sqlite                after an array without file locks
   python -m blip_art.score refs.json results.json             any COCO-format pair of files
   python -m blip_art.score refs.json results.json --metrics bleu,cider --json scores.json
-  python -m blip_art.score refs.json results.json --floor train.json --oracle 16
+  python -m blip_art.score refs.json results.json --floor train.json --oracle 10
   python -m blip_art.score --run runs/caption_art             all unscored epochs of a run
   python -m blip_art.score --follow runs/caption_art          the same while it is training
   python -m blip_art.score compare a.json b.json              is B better, or is it chance?
@@ -109,12 +109,13 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument("--subset", action="store_true",
                        help="score only the pictures that have a caption")
     pairs.add_argument("--max-words", type=_count, metavar="N", default=0,
-                       help="tell how many references are longer than captions can be")
+                       help="tell how many references have more than N words")
     pairs.add_argument("--floor", metavar="TRAIN",
                        help="also score the most frequent caption of this training list, given to "
                             "every picture")
     pairs.add_argument("--oracle", type=_count, metavar="N", default=0,
-                       help="also score each picture's first reference, cut to N words")
+                       help="also score each picture's first reference, cut to N words (that of a "
+                            "run is cut to the tokens that generate.max_length leaves)")
     follower = parser.add_argument_group("--follow")
     follower.add_argument("--patience", type=_minutes, metavar="MIN", default=60.0,
                           help="end too when a stopped or silent training has written nothing for "
@@ -184,15 +185,16 @@ def _engine(options: argparse.Namespace) -> Any:
 def _score_files(options: argparse.Namespace, metrics: Sequence[str]) -> int:
     from blip_art.score import baselines
     from blip_art.score.coco import read_captions, read_references
+    from blip_art.score.limits import WordLimit
     from blip_art.score.record import record
 
     references, captions = (read_references(options.files[0]), read_captions(options.files[1]))
     caption = baselines.most_frequent_caption(options.floor) if options.floor else ""
-    limit = options.max_words or options.oracle
+    most = options.max_words or options.oracle
     name = Path(options.files[1]).name
     with _engine(options) as engine:
         found = record(engine, references, captions, metrics, subset=options.subset,
-                       max_words=limit)
+                       limit=WordLimit(most) if most else None)
         scored = {key: references[key] for key in found["per_image"]}
         extras: Dict[str, Dict[str, Any]] = {}
         if options.floor:
@@ -200,11 +202,13 @@ def _score_files(options: argparse.Namespace, metrics: Sequence[str]) -> int:
                 engine, scored, baselines.floor_captions(scored, caption), metrics)}
         if options.oracle:
             extras["oracle"] = {"max_words": options.oracle, **record(
-                engine, scored, baselines.oracle_captions(scored, options.oracle), metrics)}
+                engine, scored, baselines.oracle_captions(scored, WordLimit(options.oracle)),
+                metrics)}
     rows = {**with_intervals(name, found),
             **{label: row["metrics"] for label, row in extras.items()}}
     lines = [table(rows), "", sentence(found)]
     lines += [f"floor: {caption!r} for every picture"] if caption else []
+    lines += [f"oracle: first references, cut to {options.oracle} words"] if options.oracle else []
     _tell(options.json, {**found, **extras}, "\n".join(lines))
     return _failures({name: found, **extras})
 

@@ -1,7 +1,7 @@
 """Two rows to read every score between: one caption for all pictures, and a cut reference.
 
-    captions = floor_captions(references, "annotation/iconclassTrain.json")
-    captions = oracle_captions(references, max_words=16)
+    captions = floor_captions(references, most_frequent_caption("annotation/iconclassTrain.json"))
+    captions = oracle_captions(references, token_limit(run, config))
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any, Dict, Iterable, Mapping, Optional, Sequence
 from blip_art.config import Config
 from blip_art.data.datasets import load_pairs
 from blip_art.files import PathLike, RunDir, read_json
+from blip_art.manifest import started_in
 from blip_art.score.coco import cleaned, read_references
+from blip_art.score.limits import Limit
 
 
 def most_frequent_caption(path: PathLike) -> str:
@@ -36,26 +38,15 @@ def floor_captions(references: Mapping[str, Sequence[str]], caption: str) -> Dic
     return dict.fromkeys(references, caption)
 
 
-def oracle_captions(references: Mapping[str, Sequence[str]], max_words: int) -> Dict[str, str]:
-    """The best that a limit on words leaves: each picture's first reference, cut."""
-    return {key: " ".join(texts[0].split()[:max_words]) for key, texts in references.items()}
-
-
-def caption_words(config: Config) -> int:
-    """Words a generated caption can have: max_length counts the start token and the prompt.
-
-    A rare word is several tokens, so that this is the most, not always what is reached.
-    """
-    prompt = 1 + len(config.model.prompt.split())
-    return max(1, config.generate.max_length - prompt)
+def oracle_captions(references: Mapping[str, Sequence[str]], limit: Limit) -> Dict[str, str]:
+    """The best that the limit on captions leaves: each picture's first reference, cut."""
+    return dict(zip(references, limit.cut([texts[0] for texts in references.values()])))
 
 
 def training_list(run: RunDir, config: Config) -> Optional[Path]:
     """The run's training pairs, wherever scoring is started from; None when they are gone."""
     name = Path(config.data.annotations, config.data.train)
-    manifest = read_json(run.manifest) if run.manifest.exists() else {}
-    started_in = str(manifest.get("cwd", "")) if isinstance(manifest, dict) else ""
-    return next((path for path in (Path(started_in, name), name) if path.exists()), None)
+    return next((path for path in (started_in(run) / name, name) if path.exists()), None)
 
 
 def _training_captions(path: Path) -> Iterable[str]:

@@ -1,31 +1,32 @@
 """One row of results: scores, their intervals, and what a reader must know to believe them.
 
-    record(engine, references, captions, ["bleu", "cider"], max_words=16)["captions"]["empty_share"]
+    record(engine, references, captions, ["bleu", "cider"])["captions"]["empty_share"]
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import Any, Dict, Mapping, Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 import numpy as np
 
 from blip_art.score import bootstrap
 from blip_art.score.coco import Pairs, cleaned, paired
 from blip_art.score.engine import Engine
+from blip_art.score.limits import Limit
 from blip_art.score.references import references_hashes
 from blip_art.score.scoring import score_with
 from blip_art.score.word_groups import brevity_penalty, length_ratio
 
 
 def record(engine: Engine, references: Mapping[Any, Sequence[str]], captions: Mapping[Any, str],
-           metrics: Sequence[str], *, subset: bool = False, max_words: int = 0,
+           metrics: Sequence[str], *, subset: bool = False, limit: Optional[Limit] = None,
            resamples: int = bootstrap.RESAMPLES) -> Dict[str, Any]:
     """Score captions and describe them: the content of a score file.
 
     Args:
-        max_words: most words a caption may have; 0 does not look for longer references.
+        limit: the most that a caption can be; None does not look for longer references.
         resamples: draws of pictures that intervals are taken from; 0 takes none.
 
     Raises:
@@ -34,7 +35,7 @@ def record(engine: Engine, references: Mapping[Any, Sequence[str]], captions: Ma
     scores = score_with(engine, references, captions, metrics, subset=subset)
     pairs = paired(references, captions, subset)
     found = scores.to_json()
-    found["references"] = describe_references(pairs, max_words)
+    found["references"] = describe_references(pairs, limit)
     if "tokenize" not in scores.seconds:  # it failed, and all metrics with it
         return found
     tokenized = engine.tokenize(pairs.captions)
@@ -62,11 +63,12 @@ def describe_captions(captions: Sequence[str], tokenized: Sequence[str]) -> Dict
             "mean_words": sum(len(text.split()) for text in tokenized) / len(tokenized)}
 
 
-def describe_references(pairs: Pairs, max_words: int) -> Dict[str, Any]:
+def describe_references(pairs: Pairs, limit: Optional[Limit] = None) -> Dict[str, Any]:
     """How many there are, what they are, and the share that no caption can be as long as."""
     texts = [text for lines in pairs.references for text in lines]
-    found = {**references_hashes(dict(zip(pairs.ids, pairs.references))), "count": len(texts)}
-    if max_words:
-        longer = sum(len(text.split()) > max_words for text in texts)
-        found.update(max_words=max_words, longer_share=longer / len(texts))
+    found: Dict[str, Any] = {
+        **references_hashes(dict(zip(pairs.ids, pairs.references))), "count": len(texts)}
+    if limit:
+        found[f"max_{limit.unit}"] = limit.most
+        found["longer_share"] = limit.longer(texts) / len(texts)
     return found

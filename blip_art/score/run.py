@@ -25,6 +25,7 @@ from blip_art.run_state import (
 from blip_art.score import baselines
 from blip_art.score.coco import read_captions, read_references
 from blip_art.score.engine import Engine
+from blip_art.score.limits import Limit, token_limit
 from blip_art.score.record import record
 from blip_art.score.references import references_hashes
 from blip_art.score.summary import Summaries, is_whole, summary_first
@@ -90,7 +91,7 @@ class SplitScorer:
         self._references = read_references(run.references(split))
         self._hash = references_hashes(self._references)["sha256"]
         summaries.references(run.references(split))  # kept for the report
-        self._max_words = baselines.caption_words(config)
+        self._limit = self._find_limit()
 
     def epoch(self, result: Result) -> Optional[Path]:
         """Captions of one epoch."""
@@ -114,11 +115,22 @@ class SplitScorer:
                            lambda: baselines.floor_captions(self._references, caption))
 
     def oracle(self) -> Optional[Path]:
-        """Each picture's first reference, cut to the words a caption can have."""
+        """Each picture's first reference, cut to the tokens a caption can have."""
+        limit = self._limit
+        if limit is None:
+            return None
         return self._score(
             self._run.oracle_scores(self._split),
-            {"split": self._split, "max_words": self._max_words},
-            lambda: baselines.oracle_captions(self._references, self._max_words))
+            {"split": self._split, "max_tokens": limit.most},
+            lambda: baselines.oracle_captions(self._references, limit))
+
+    def _find_limit(self) -> Optional[Limit]:
+        """None, and a line, where the run's tokenizer is not: scores do not need it."""
+        try:
+            return token_limit(self._run, self._config)
+        except UserError as error:
+            say(f"no oracle for {self._split}: {error}")
+            return None
 
     def _score(self, path: Path, head: Dict[str, Any],
                captions: Callable[[], Mapping[str, str]]) -> Optional[Path]:
@@ -130,7 +142,7 @@ class SplitScorer:
                                       if "caption" in head else ""))
         found = record(self._engine, self._references, captions(),
                        [name for name in METRIC_NAMES if name in (*self._metrics, *held)],
-                       max_words=self._max_words)
+                       limit=self._limit)
         for name, why in found["failed"].items():
             if name in held:
                 raise UserError(f"{path} stays as it was: {name}, which it has, failed this time "

@@ -50,8 +50,9 @@ def sentence(record: Mapping[str, Any]) -> str:
                      f"ratio {record['bleu']['length_ratio']:.3f}")
     references = record.get("references", {})
     if "longer_share" in references:
+        unit = "tokens" if "max_tokens" in references else "words"
         parts.append(f"{_percent(references['longer_share'])} of the references have more than "
-                     f"{references['max_words']} words")
+                     f"{references[f'max_{unit}']} {unit}")
     if record.get("intervals"):
         parts += few_pictures(record["pictures"])
     if record.get("cleaned"):

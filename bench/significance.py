@@ -15,7 +15,6 @@ import argparse
 import math
 import os
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from blip_art.files import write_json, write_text  # noqa: E402
-from blip_art.score.bootstrap import POOLED, Sample, differences, resampled_differences  # noqa: E402
+from blip_art.score.bootstrap import (  # noqa: E402
+    POOLED,
+    Sample,
+    middle,
+    randomization_p_values,
+    resampled_differences,
+)
 
 RESULTS = ROOT / "bench" / "results"
 PICTURES = (5, 10, 20, 50, 60, 300)
@@ -93,11 +98,11 @@ class Outcome(NamedTuple):
 
 def simulate(scenario: str, pictures: int, resamples: int, seed: int) -> Outcome:
     first, second = SCENARIOS[scenario](pictures, np.random.default_rng([seed, pictures]))
-    [found] = differences(first, second, resamples, seed).values()
+    [p_value] = randomization_p_values(first, second, resamples, seed).values()
     [gains] = resampled_differences(first, second, resamples, seed).values()
+    low, high = middle(gains)
     turned = min(np.sum(gains <= 0), np.sum(gains >= 0))
-    return Outcome(found.p_value < LEVEL, 2 * int(turned + 1) / (resamples + 1) < LEVEL,
-                   found.low <= 0 <= found.high)
+    return Outcome(p_value < LEVEL, 2 * int(turned + 1) / (resamples + 1) < LEVEL, low <= 0 <= high)
 
 
 def main() -> None:
@@ -107,18 +112,17 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=1000, help="default 1000")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    rows, began = [], time.monotonic()
+    rows = []
     with ProcessPoolExecutor(args.processes) as pool:
         for scenario in SCENARIOS:
             for pictures in PICTURES:
-                outcomes = list(pool.map(partial(simulate, scenario, pictures, args.resamples),
-                                         range(args.simulations), chunksize=50))
-                shares = np.mean(outcomes, axis=0).tolist()
+                outcomes = pool.map(partial(simulate, scenario, pictures, args.resamples),
+                                    range(args.simulations), chunksize=50)
+                shares = np.mean(list(outcomes), axis=0).tolist()
                 rows.append({"scores": scenario, "pictures": pictures,
                              **dict(zip(Outcome._fields, shares, strict=True))})
                 print(rows[-1], flush=True)
-    settings = {"simulations": args.simulations, "resamples": args.resamples, "level": LEVEL,
-                "seconds": round(time.monotonic() - began)}
+    settings = {"simulations": args.simulations, "resamples": args.resamples, "level": LEVEL}
     write_json(RESULTS / "significance.json", {"settings": settings, "rows": rows}, indent=1)
     write_text(RESULTS / "significance.md", as_text(settings, rows))
 

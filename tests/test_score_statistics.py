@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +20,13 @@ from blip_art.config import config_from_dict
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_text
 from blip_art.score.baselines import most_frequent_caption, oracle_captions, training_list
-from blip_art.score.bootstrap import Sample, differences, intervals
+from blip_art.score.bootstrap import Sample, differences, intervals, randomization_p_values
 from blip_art.score.coco import Pairs
 from blip_art.score.limits import TokenLimit, WordLimit, WordPiece, token_limit
 from blip_art.score.record import describe_captions, describe_references
 from blip_art.score.references import references_hashes, same_references
 from blip_art.score.shown import sentence
+from blip_art.score.word_groups import corpus_bleu
 from tests.score_data import write_vocabulary
 
 
@@ -74,6 +76,22 @@ def test_pairing_finds_what_single_intervals_hide() -> None:
 
 def test_equal_captions_differ_by_nothing() -> None:
     assert differences(sample(normal(20)), sample(normal(20)))["CIDEr"] == (0.0, 0.0, 1.0)
+
+
+def test_p_is_the_share_of_swaps_that_differ_as_much() -> None:
+    """All 64 ways to swap the captions of six pictures; BLEU of each from its own counts."""
+    first, second = bleu_pair(6, np.random.default_rng(5))
+    [(_, ours)], [(_, theirs)] = first.pooled, second.pooled
+    differences_of_all = []
+    for swapped in itertools.product((False, True), repeat=6):
+        chosen = np.array(swapped)[:, None]
+        one, other = (corpus_bleu(np.where(chosen, *pair).sum(0)[None])[0, 3]
+                      for pair in ((theirs, ours), (ours, theirs)))
+        differences_of_all.append(abs(other - one))
+    exact = np.mean([found >= differences_of_all[0] - 1e-12 for found in differences_of_all])
+    assert 0.1 < exact < 0.9
+    found = randomization_p_values(first, second, trials=20_000)["Bleu_4"]
+    assert found == pytest.approx(exact, abs=0.015)
 
 
 @pytest.mark.parametrize(("pair", "least"), [(cider_pair, 10), (bleu_pair, 4)])

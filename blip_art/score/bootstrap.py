@@ -105,7 +105,7 @@ def intervals(sample: Sample, resamples: int = RESAMPLES,
               seed: int = SEED) -> Dict[str, Tuple[float, float]]:
     """The middle 95 % of each metric over draws of pictures."""
     drawn = _all_draws([sample], resamples, seed)[0]
-    return {name: _middle(values) for name, values in drawn.items()}
+    return {name: middle(values) for name, values in drawn.items()}
 
 
 def differences(first: Sample, second: Sample, resamples: int = RESAMPLES,
@@ -116,7 +116,7 @@ def differences(first: Sample, second: Sample, resamples: int = RESAMPLES,
     """
     gains = resampled_differences(first, second, resamples, seed)
     p_values = randomization_p_values(first, second, resamples, seed)
-    return {name: Difference(*_middle(gains[name]), p_values[name]) for name in first.names}
+    return {name: Difference(*middle(gains[name]), p_values[name]) for name in first.names}
 
 
 def resampled_differences(first: Sample, second: Sample, resamples: int = RESAMPLES,
@@ -189,7 +189,8 @@ def _blocks(pictures: int, rows: int) -> Iterator[int]:
         yield min(block, rows - start)
 
 
-def _middle(values: Array) -> Tuple[float, float]:
+def middle(values: Array) -> Tuple[float, float]:
+    """The two ends of the interval: percentiles of draws."""
     tail = 50 * (1 - LEVEL)
     low, high = np.percentile(values, [tail, 100 - tail])
     return float(low), float(high)

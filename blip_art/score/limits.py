@@ -29,7 +29,7 @@ class Limit(Protocol):
 
     most: int
     unit: str
-    """"words" or "tokens": score files hold `max_words` or `max_tokens`."""
+    """'words' or 'tokens': score files hold `max_words` or `max_tokens`."""
 
     def longer(self, texts: Sequence[str]) -> int:
         """How many texts are longer."""

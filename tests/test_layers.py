@@ -37,7 +37,8 @@ LAYERS = {
               "blip_art.strict_yaml", "launch"),
     "no torch": ("blip_art.data.bands", "blip_art.data.check", "blip_art.data.demo",
                  "blip_art.data.large", "blip_art.data.pictures", "blip_art.data.rgb",
-                 "blip_art.data.shrink", "blip_art.report.plots", "blip_art.score.baselines",
+                 "blip_art.data.shrink", "blip_art.model", "blip_art.model.vocabulary",
+                 "blip_art.report.plots", "blip_art.score.baselines",
                  "blip_art.score.bootstrap", "blip_art.score.chart", "blip_art.score.compare",
                  "blip_art.score.engine", "blip_art.score.follow", "blip_art.score.java_meteor",
                  "blip_art.score.java_parser", "blip_art.score.java_side",
@@ -46,7 +47,7 @@ LAYERS = {
                  "blip_art.score.metrics", "blip_art.score.paraphrases", "blip_art.score.record",
                  "blip_art.score.run", "blip_art.score.scoring", "blip_art.score.word_groups"),
     "torch": ("blip_art.data.loading", "blip_art.data.transforms", "blip_art.distributed",
-              "blip_art.memory", "blip_art.model", "blip_art.model.*", "blip_art.peers",
+              "blip_art.memory", "blip_art.model.[!v]*", "blip_art.peers",
               "blip_art.predict", "blip_art.readable", "blip_art.torchrun", "blip_art.train",
               "blip_art.train.*"),
 }

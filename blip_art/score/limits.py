@@ -10,16 +10,16 @@ torch, which transformers imports.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, Protocol, Sequence
+from typing import Any, List, Protocol, Sequence
 
 from blip_art.config import Config
 from blip_art.data.captions import pre_caption
 from blip_art.errors import UserError
-from blip_art.files import RunDir, read_json
+from blip_art.files import RunDir
 from blip_art.manifest import started_in
+from blip_art.model.vocabulary import read_vocabulary
 from blip_art.score.coco import cleaned
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")
 # More words than any caption has: references are not cut as training captions are.
 ALL_WORDS = 10 ** 9
 
@@ -98,27 +98,17 @@ class WordPiece:
     """
 
     def __init__(self, folder: Path) -> None:
+        vocabulary = read_vocabulary(folder)
         try:
-            from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+            self._bert = vocabulary.tokenizer()
         except ImportError as error:
             raise UserError("tokens are counted with the package 'tokenizers', which is not "
                             "installed; pip install tokenizers") from error
-        vocabulary = _vocabulary(folder)
-        path = folder / "tokenizer_config.json"
-        settings = read_json(path) if path.exists() else {}
-        if not isinstance(settings, dict):
-            raise UserError(f"{path} must be an object of settings; fetch the tokenizer again")
-        self._bert = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-        self._bert.normalizer = normalizers.BertNormalizer(
-            lowercase=bool(settings.get("do_lower_case", True)),
-            strip_accents=settings.get("strip_accents"),
-            handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)))
-        self._bert.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        self._bert.decoder = decoders.WordPiece()
-        self._bert.add_special_tokens(list(SPECIAL))
-        # transformers does so where it makes the tokenizer from vocab.txt alone.
-        self._joins_apostrophes = bool(settings.get(
-            "clean_up_tokenization_spaces", not (folder / "tokenizer.json").exists()))
+        # In the order in which CaptionTokenizer numbers what the vocabulary lacks.
+        self._bert.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+        self._bert.add_tokens(vocabulary.added)
+        self._bert.add_special_tokens(["[DEC]", "[ENC]"])
+        self._joins_apostrophes = vocabulary.options["clean_up_tokenization_spaces"]
 
     def encode(self, texts: Sequence[str]) -> List[Any]:
         """The `ids` and `tokens` of each text, without [CLS] and [SEP]."""
@@ -129,35 +119,6 @@ class WordPiece:
         texts = self._bert.decode_batch([list(some) for some in ids])
         return [(text.replace(" ' ", "'") if self._joins_apostrophes else text).strip()
                 for text in texts]
-
-
-def _vocabulary(folder: Path) -> Dict[str, int]:
-    """Ids by token; like transformers, from tokenizer.json where there is one."""
-    whole, plain = folder / "tokenizer.json", folder / "vocab.txt"
-    if whole.exists():
-        content = read_json(whole)
-        model = content.get("model") if isinstance(content, dict) else None
-        found = model.get("vocab") if isinstance(model, dict) else None
-        if not isinstance(found, dict) or not all(map(_is_id, found.values())):
-            raise UserError(f"{whole} holds no WordPiece vocabulary; fetch the tokenizer again")
-        return _checked(found, whole)
-    try:
-        lines = plain.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the vocabulary {plain} ({error}); fetch the tokenizer again, "
-                        "or train it again") from error
-    return _checked({token: number for number, token in enumerate(lines) if token}, plain)
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and 0 <= value < 2 ** 32
-
-
-def _checked(vocabulary: Dict[str, int], path: Path) -> Dict[str, int]:
-    if "[UNK]" not in vocabulary:
-        raise UserError(f"{path} has no [UNK]: it is no vocabulary of BERT's kind; fetch the "
-                        "tokenizer again, or train it again")
-    return vocabulary
 
 
 def _tokenizer_folder(run: RunDir, name: str) -> Path:

@@ -32,6 +32,9 @@ _PATIENCE_S = 15.0
 _EXIT_LIMIT_S = 5.0
 # What a write to standard output ends in when its disk is full, or it is closed.
 _CANNOT_PRINT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+# A folder without permission to search it, a name of 300 letters: met wherever a path is looked at
+# first.
+_USERS_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 # C0 and C1, and what turns the direction of writing.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -106,6 +109,9 @@ def _report(error: BaseException) -> int:
         return EXIT_BROKEN_PIPE
     if isinstance(error, OSError) and error.errno in _CANNOT_PRINT and error.filename is None:
         return _report_unprinted(error)
+    if isinstance(error, OSError) and error.errno in _USERS_ERRNOS and error.filename:
+        _print_error(printable(f"error: cannot use {error.filename}: {error.strerror}"))
+        return EXIT_USER_ERROR
     rank = os.environ.get("RANK", "0")
     if isinstance(error, UserError):
         if rank != "0" and not error.is_first:

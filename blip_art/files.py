@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import glob
 import gzip
+import io
 import json
 import os
 import re
+import stat
 import time
 import zlib
 from pathlib import Path
@@ -21,6 +23,11 @@ from blip_art.outputs import PathLike, final_target, is_stream, passed_into
 
 GZIP_MAGIC = b"\x1f\x8b"
 DAY_S = 24 * 3600.0
+# The largest list we know of, COCO's, is 150 MB; a packed file could unpack to anything.
+MAX_BYTES = 1 << 30
+# Ours are nested 5 deep. Python's own limit counts from wherever the caller stands.
+MAX_DEPTH = 100
+_AGAIN = "put a whole file there, or make it again"
 
 
 @contextlib.contextmanager
@@ -94,57 +101,146 @@ def write_json(path: PathLike, value: Any, indent: Optional[int] = None,
                durable)
 
 
-def read_text(path: PathLike) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark, plain or gzipped.
+def read_text(path: PathLike, what: str = "", fix: str = "", absent: Optional[str] = None) -> str:
+    """Text of a regular file in UTF-8, with or without a byte order mark, plain or gzipped.
+
+    A pipe that waits for its writer would hang the reader, so only those are read that this
+    process was started with: /dev/stdin and the shell's `<(command)`.
+
+    Args:
+        what: what the file is, for the message: 'configuration'.
+        fix: what to do about a file that cannot be read.
+        absent: what is returned where there is no file; None refuses that.
 
     Raises:
-        OSError: the file is absent or cannot be read.
-        UserError: the file is damaged gzip.
-        UnicodeDecodeError: it is not UTF-8.
+        UserError: the file is absent, cannot be read, is no regular file, no UTF-8 or too large.
     """
-    data = Path(path).read_bytes()
+    try:
+        data = _content(path)
+    except FileNotFoundError as error:
+        if absent is not None:
+            return absent
+        raise _unreadable(error, path, what, fix) from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise _unreadable(error, path, what, fix) from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 text; save it as UTF-8") from error
+
+
+def _content(path: PathLike) -> bytes:
+    inherited = os.path.dirname(path) in ("/dev/fd", "/proc/self/fd") or path == "/dev/stdin"
+    flags = 0 if inherited else os.O_NONBLOCK  # opening a pipe would wait for its writer
+    with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as file:
+        if not inherited and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UserError(f"{path} is no regular file; put the file itself there")
+        data = file.read(MAX_BYTES + 1)
     if data.startswith(GZIP_MAGIC):  # whatever its name is
         try:
-            data = gzip.decompress(data)
+            data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAX_BYTES + 1)
         except (EOFError, OSError, zlib.error) as error:
             raise UserError(f"{path} is damaged gzip ({error}); copy it again") from error
-    return data.decode("utf-8-sig")
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{path} holds more than {MAX_BYTES >> 20} MiB, too much for such a file")
+    return data
+
+
+def _unreadable(error: Exception, path: PathLike, what: str, fix: str) -> UserError:
+    why = getattr(error, "strerror", None) or str(error)
+    return UserError(f"cannot read {what + ' ' if what else ''}{_shown(path)}: {why}"
+                     + (f"; {fix}" if fix else ""))
+
+
+def _shown(path: PathLike) -> str:
+    text = ascii(os.fspath(path))[1:-1] if not str(path).isprintable() else str(path)
+    return text if len(text) <= 200 else f"{text[:100]}…{text[-99:]}"
 
 
 def read_json(path: PathLike) -> Any:
-    """Read a JSON file, plain or gzipped.
+    """Read a JSON file.
 
     Raises:
         UserError: the file is absent, cannot be read, or is no JSON.
     """
-    try:
-        return json.loads(read_text(path), object_pairs_hook=_unique_keys)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); write it again") from error
+    return _parse_json(read_text(path), path, 1)
 
 
-def _unique_keys(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-    """Of a key that is there twice json keeps the last value and says nothing."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [key for key, _ in pairs]
-        twice = next(key for key in names if names.count(key) > 1)
-        raise ValueError(f"the key {twice!r} is there twice")
-    return found
+def read_json_object(path: PathLike) -> Dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        UserError: as `read_json`, or it holds something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, not {json_type(value)}; {_AGAIN}")
+    return value
+
+
+def read_json_list(path: PathLike) -> List[Any]:
+    """Read a JSON file that holds a list.
+
+    Raises:
+        UserError: as `read_json`, or it holds something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, list):
+        raise UserError(f"{path} must hold a JSON list, not {json_type(value)}; {_AGAIN}")
+    return value
 
 
 def read_jsonl(path: PathLike) -> List[Any]:
-    """Read a file of one JSON value a line; an absent file is an empty list."""
+    """Read a file of one JSON value a line; an absent file is an empty list.
+
+    Raises:
+        UserError: the file cannot be read, or a line is no JSON.
+    """
+    lines = read_text(path, absent="").split("\n")
+    return [_parse_json(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def json_type(value: Any) -> str:
+    """What a JSON value is, for a message: 'a list'."""
+    return {dict: "an object", list: "a list", str: "text", bool: str(value).lower(),
+            type(None): "null"}.get(type(value), "a number")
+
+
+def _parse_json(text: str, path: PathLike, first_line: int) -> Any:
+    """A value from JSON text; `first_line` is the line of the file where the text starts."""
+    line, why = first_line, ""
     try:
-        text = read_text(path)
-    except FileNotFoundError:
-        return []
-    try:
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
+        value = json.loads(text, parse_int=_whole_number)
+        if not _is_deeper(value, MAX_DEPTH):
+            return value
+        why = "nested too deep"
+    except json.JSONDecodeError as error:
+        line += error.lineno - 1
+        why = error.msg if text.strip() else "it is empty"
+    except RecursionError:
+        why = "nested too deep"
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON lines ({error})") from error
+        why = str(error)
+    raise UserError(f"{path}, line {line}: not valid JSON ({why}); {_AGAIN}")
+
+
+def _whole_number(digits: str) -> int:
+    """Larger ones do not fit into a float, which whoever reckons with them would meet."""
+    if len(digits) > 300:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects hold each other deeper than `levels`."""
+    level = [value] if isinstance(value, (dict, list)) else []
+    while level and levels:
+        levels -= 1
+        level = [child for one in level
+                 for child in (one.values() if isinstance(one, dict) else one)
+                 if isinstance(child, (dict, list))]
+    return bool(level)
 
 
 def write_jsonl(path: PathLike, rows: List[Any]) -> None:

@@ -7,14 +7,24 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from blip_art import outputs
+from blip_art import files, outputs
 from blip_art.errors import UserError
-from blip_art.files import RunDir, read_json, read_jsonl, write_json, write_jsonl, written_aside
+from blip_art.files import (
+    RunDir,
+    read_json,
+    read_json_list,
+    read_json_object,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+    written_aside,
+)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -120,8 +130,39 @@ def test_lines_come_back_and_an_absent_file_is_empty(tmp_path):
 @pytest.mark.parametrize("reader", [read_json, read_jsonl])
 def test_a_damaged_file_is_named(tmp_path, reader):
     (tmp_path / "x.json").write_text('{"half": ')
-    with pytest.raises(UserError, match=r"x\.json is not valid JSON"):
+    with pytest.raises(UserError, match=r"x\.json, line 1: not valid JSON"):
         reader(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"", r"line 1: not valid JSON \(it is empty\)"),
+    (b'{"a": 1,\n"b" 2}', r"line 2: not valid JSON \(Expecting ':' delimiter\)"),
+    (b'{"a":\n "\xff"}', r"line 2: not UTF-8 text"),
+    (b"9" * 400, r"not valid JSON \(a number of 400 digits\)"),
+    (b"[" * 200 + b"]" * 200, r"not valid JSON \(nested too deep\)"),
+    (b"[" * 200_000, r"not valid JSON \(nested too deep\)"),
+])
+@pytest.mark.parametrize("reader", [read_json, read_jsonl])
+def test_what_is_wrong_with_a_file_is_one_line(tmp_path, reader, content, message):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    if reader is read_jsonl:  # a line of its own each
+        path.write_bytes(b"[]\n" + content.replace(b"\n", b" "))
+        message = message.replace("line 2", "line 1").replace("line 1", "line 2")
+    if content or reader is read_json:
+        with pytest.raises(UserError, match=message) as refusal:
+            reader(path)
+        assert len(str(refusal.value)) - len(str(tmp_path)) < 150
+
+
+def test_a_json_file_of_another_type_is_refused(tmp_path):
+    write_json(tmp_path / "x.json", [1])
+    assert read_json_list(tmp_path / "x.json") == [1]
+    with pytest.raises(UserError, match=r"x\.json must hold a JSON object, not a list"):
+        read_json_object(tmp_path / "x.json")
+    write_json(tmp_path / "x.json", None)
+    with pytest.raises(UserError, match=r"x\.json must hold a JSON list, not null"):
+        read_json_list(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize("reader", [read_json, read_jsonl])
@@ -135,6 +176,56 @@ def test_a_byte_order_mark_and_gzip_are_read(tmp_path, reader):
     path.write_bytes(gzip.compress(b'["\xc3\xa9"]')[:-3])
     with pytest.raises(UserError, match=r"x\.json is damaged gzip .*; copy it again"):
         reader(path)
+
+
+def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_BYTES", 1000)
+    (tmp_path / "x.json.gz").write_bytes(gzip.compress(b" " * 1001))
+    with pytest.raises(UserError, match=r"x\.json\.gz holds more than 0 MiB"):
+        read_json(tmp_path / "x.json.gz")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("reader", [read_json, read_jsonl])
+def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path, reader):
+    os.mkfifo(tmp_path / "x.json")
+    with pytest.raises(UserError, match=r"x\.json is no regular file"):
+        reader(tmp_path / "x.json")
+
+
+def test_a_command_may_be_read_through_a_pipe_of_the_shell(tmp_path):
+    code = "import sys; from blip_art.files import read_json; print(read_json(sys.argv[1]))"
+    script = f"{sys.executable} -c '{code}' <(sleep 0.2; echo [1]); echo [2] | " \
+             f"{sys.executable} -c '{code}' /dev/stdin"
+    done = subprocess.run(["bash", "-c", script], cwd=Path(__file__).parent.parent, text=True,
+                          capture_output=True, check=True, timeout=60)
+    assert done.stdout == "[1]\n[2]\n"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "half\ud83d", "x/" * 3000])
+def test_a_name_that_no_file_can_have_is_one_line(tmp_path, name):
+    with pytest.raises(UserError, match="cannot read"):
+        read_json(tmp_path / name)
+
+
+def test_a_folder_that_may_not_be_searched_is_one_line(tmp_path):
+    """In a process without root's rights."""
+    code = """
+import os, sys
+from blip_art.errors import exit_cleanly
+from blip_art.files import RunDir, read_jsonl
+run = RunDir(sys.argv[1])
+if os.getuid() == 0:
+    os.setuid(65534)
+exit_cleanly(lambda: print(run.state.stat(), read_jsonl(run.train_log)))
+"""
+    (tmp_path / "run").mkdir(mode=0)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], text=True,
+                          cwd=Path(__file__).parent.parent, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"error: cannot use {tmp_path}/run/state.json: Permission denied\n"
 
 
 def test_epochs_are_ordered_by_number(tmp_path):

@@ -253,10 +253,10 @@ def test_a_run_with_nothing_but_a_state_has_a_page(tmp_path, capsys, state):
 
 
 @pytest.mark.parametrize(("damage", "message"), [
-    (lambda run: run.scores("val", 0).write_text("{"), "val_00.json is not valid JSON"),
+    (lambda run: run.scores("val", 0).write_text("{"), "val_00.json, line 1: not valid JSON"),
     (lambda run: run.scores("val", 0).write_text("[]"), "must hold a JSON object, not a list"),
     (lambda run: run.train_log.write_text('{"loss": 1}'), "a line without an epoch number"),
-    (lambda run: run.train_log.write_text("loss"), "not valid JSON lines"),
+    (lambda run: run.train_log.write_text("loss"), "not valid JSON"),
     (lambda run: run.references("val").write_text('{"annotations": [1]}'), "COCO ground truth"),
     (lambda run: run.predictions("val", 0).write_text("[1]"), "must be a list of"),
     (lambda run: run.scores("val", 0).write_text(json.dumps(scores_of(1, per_image={"a1": 1}))),

@@ -46,8 +46,8 @@ def write(path: Path, value: Any) -> Path:
 
 
 @pytest.mark.parametrize(("value", "message"), [
-    ("[{", "is not valid JSON"),
-    ("[" * 100_000, "is not valid JSON"),
+    ("[{", "not valid JSON"),
+    ("[" * 100_000, "not valid JSON"),
     ({"images": []}, "has no list 'annotations'"),
     ([], "holds no captions"),
     ({"annotations": 7}, "has no list 'annotations'"),

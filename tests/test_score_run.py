@@ -242,7 +242,7 @@ def test_broken_files_in_a_run_are_made_again(run: RunDir, engine: Engine, broke
     ("references/val.json", '{"images": [{"id": 1}], "annotations": []}',
      "no reference caption for picture 1"),
     ("predictions/val_01.json", '7', "must hold a list of {image_id, caption}"),
-    ("../train.json", "{", "train.json is not valid JSON")])
+    ("../train.json", "{", "train.json, line 1: not valid JSON")])
 def test_a_wrong_file_of_a_run_is_named(
         run: RunDir, engine: Engine, name: str, content: str, message: str) -> None:
     write_text(run.path / name, content)

@@ -16,7 +16,7 @@ import stat
 import time
 import zlib
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 from blip_art.errors import UserError
 from blip_art.outputs import PathLike, final_target, is_stream, passed_into

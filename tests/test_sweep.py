@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from blip_art.cluster.sweep import Sweep, load_sweep
+from blip_art.config import load_config
 from blip_art.errors import UserError
 
 
@@ -31,7 +32,7 @@ def test_a_grid_times_seeds_is_every_combination_named_by_what_varies(tmp_path: 
 
 def test_a_list_gives_runs_their_names(tmp_path: Path) -> None:
     plan = sweep(tmp_path, "config: BASE\nname: ways\nlist:\n"
-                           "  - {name: 'a b/c', train.lr: 1e-5}\n  - {data.train: x.json}\n")
+                           "  - {name: 'a b,c', train.lr: 1e-5}\n  - {data.train: x.json}\n")
     assert [m.run.path.as_posix() for m in plan.members()] == [
         "runs/ways/a-b-c", "runs/ways/train=x.json"]
 
@@ -53,13 +54,34 @@ def test_names_that_would_be_the_same_are_told_apart(tmp_path: Path) -> None:
     ("config: BASE\ngrid: {train.lr: 1e-5}", "grid must hold lists"),
     ("config: BASE\ngrid: {train.rl: [1]}", "unknown key 'train.rl'"),
     ("config: BASE\nlist: [{train.lr: 1e-5}, {train.lr: 1e-5}]", "the same run twice"),
-    ("config: BASE\nparalel: 2", "unknown key 'paralel'; valid keys"),
+    ("config: BASE\nparalel: 2", "unknown key 'paralel'; did you mean 'parallel'"),
     ("grid: {}", "must name a configuration"),
     ("config: BASE\nparallel: many", "parallel must be a whole number"),
+    ("config: BASE\nname: ..", "name must be one folder's name"),
+    ("config: BASE\nname: /tmp", "name must be one folder's name"),
+    ("config: BASE\nlist: [{name: ..}]", "name must be one folder's name"),
+    ("config: BASE\nseeds: [010]", "seeds must be a whole number, not '010'"),
+    ("config: BASE\nseeds: [1]\nseeds: [2]", "line 3: 'seeds' is there twice"),
+    ("config: BASE\nset: {train: {lr: 1}}", "would replace a whole section"),
+    ("config: BASE\ngrid: {seed: [" + "1, " * 999 + "], train.epochs: [" + "1, " * 999 + "]}",
+     "means 998001 runs, more than 10000"),
 ])
 def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         sweep(tmp_path, text)
+
+
+def test_values_reach_a_run_as_they_were_written(tmp_path: Path) -> None:
+    plan = sweep(tmp_path, "config: BASE\nset: {data.val_gt: null, train.lr: 1.23456789e-5}\n"
+                           "list: [{model.prompt: 'art: '}, {model.prompt: '010 #1'}]\n")
+    loaded = [load_config(plan.config, one) for one in plan.settings]
+    assert [(c.data.val_gt, c.train.lr, c.model.prompt) for c in loaded] == [
+        ("", 1.23456789e-5, "art: "), ("", 1.23456789e-5, "010 #1")]
+
+
+def test_long_names_fit_into_a_file_system(tmp_path: Path) -> None:
+    plan = sweep(tmp_path, f"config: BASE\nlist:\n  - {{model.prompt: {'画' * 200}}}\n")
+    assert len(plan.members()[0].run.name.encode()) <= 200
 
 
 def test_the_examples_are_valid(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

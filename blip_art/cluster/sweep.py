@@ -7,18 +7,43 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from blip_art.config import load_config, parse_yaml
+from blip_art.config import load_config
 from blip_art.errors import UserError
 from blip_art.files import RunDir
+from blip_art.schema import build, is_plain_name, limited, quoted, refuse
+from blip_art.strict_yaml import parse_yaml, read_yaml
 
-_KEYS = ("config", "name", "parallel", "grid", "list", "seeds", "set")
 # File systems allow 255 bytes a name; temporary files beside it add some.
 _LONGEST = 120
+# Slurm's arrays have 1,001 elements unless its administrators allow more.
+_MOST_RUNS = 10_000
+
+
+@dataclass(frozen=True)
+class _File:
+    """The keys of a sweep's file."""
+
+    config: str = limited("", path=True)
+    """The configuration that all runs start from."""
+    name: str = ""
+    """Folder of the runs in runs/; '' is the file's name."""
+    parallel: int = limited(0, min=0, max=_MOST_RUNS)
+    """How many run at once; 0 sets no limit."""
+    grid: Mapping[str, Any] = field(default_factory=dict)
+    """Values of each key; all combinations are runs."""
+    list: Tuple[Any, ...] = ()
+    """Keys and values of one run each."""
+    seeds: Tuple[int, ...] = ()
+    """Each run once a seed."""
+    set: Mapping[str, Any] = field(default_factory=dict)
+    """Keys and values of all runs."""
 
 
 @dataclass(frozen=True)
@@ -57,29 +82,20 @@ def load_sweep(path: str, overrides: Sequence[str] = ()) -> Sweep:
         UserError: not such a file; an unknown key; a run whose configuration is wrong, or two
             runs that are the same.
     """
-    try:
-        values = parse_yaml(Path(path).read_text(encoding="utf-8"), path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read sweep {path}: {getattr(error, 'strerror', error)}; "
-                        "see configs/sweeps/ for examples") from error
-    if not isinstance(values, dict) or "config" not in values:
+    file = build(_File, read_yaml(path, "sweep", "see configs/sweeps/ for examples"), path)
+    if not file.config:
         raise UserError(f"{path} must name a configuration: 'config: configs/caption_art.yaml'")
-    for key in values:
-        if key not in _KEYS:
-            raise UserError(f"{path}: unknown key '{key}'; valid keys: {', '.join(_KEYS)}")
-    parallel = values.get("parallel", 0)
-    if not isinstance(parallel, int) or parallel < 0:
-        raise UserError(f"{path}: parallel must be a whole number, 0 for no limit, "
-                        f"not {parallel!r}")
-    settings = _settings(values, path)
+    name = file.name or Path(path).stem
+    if not is_plain_name(name):
+        refuse(path, "name", "one folder's name, without '/'", name)
+    settings = _settings(file, path)
     for word in overrides:
-        settings = tuple(_changed(one, word, path) for one in settings)
+        settings = tuple(_changed(one, word) for one in settings)
     for one in settings:
-        load_config(values["config"], one)
+        load_config(file.config, one)
     if len(set(settings)) < len(settings):
         raise UserError(f"{path} has the same run twice; each needs settings of its own")
-    return Sweep(path, str(values.get("name") or Path(path).stem), str(values["config"]),
-                 parallel, settings)
+    return Sweep(path, name, file.config, file.parallel, settings)
 
 
 def is_asked(member: Member, only: Optional[Sequence[str]]) -> bool:
@@ -87,30 +103,26 @@ def is_asked(member: Member, only: Optional[Sequence[str]]) -> bool:
     return not only or member.run.path.resolve() in {Path(path).resolve() for path in only}
 
 
-def _settings(values: Mapping[str, Any], path: str) -> Tuple[Tuple[str, ...], ...]:
-    grid, rows = values.get("grid") or {}, values.get("list") or [{}]
-    if not isinstance(grid, dict) or not all(isinstance(options, list) and options
-                                             for options in grid.values()):
+def _settings(file: _File, path: str) -> Tuple[Tuple[str, ...], ...]:
+    if not all(isinstance(options, list) and options for options in file.grid.values()):
         raise UserError(f"{path}: grid must hold lists, for example train.lr: [1e-5, 5e-5]")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    rows = file.list or ({},)
+    if not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: list must hold one {{key: value, …}} a run")
-    seeds = values.get("seeds") or []
-    if not isinstance(seeds, list):
-        raise UserError(f"{path}: seeds must be a list of whole numbers")
-    common = values.get("set") or {}
-    if not isinstance(common, dict):
-        raise UserError(f"{path}: set must be {{key: value, …}}, for all runs")
-    axes = [*grid.items(), *([("seed", seeds)] if seeds else [])]
+    axes = [*file.grid.items(), *([("seed", file.seeds)] if file.seeds else [])]
+    runs = math.prod([len(rows), *(len(options) for _, options in axes)])
+    if runs > _MOST_RUNS:
+        raise UserError(f"{path} means {runs} runs, more than {_MOST_RUNS}; name fewer values")
     combined = itertools.product(rows, *([(key, option) for option in options]
                                          for key, options in axes))
-    return tuple(_overrides({**common, **row, **dict(chosen)}) for row, *chosen in combined)
+    return tuple(_overrides({**file.set, **row, **dict(chosen)}) for row, *chosen in combined)
 
 
-def _changed(settings: Tuple[str, ...], word: str, path: str) -> Tuple[str, ...]:
+def _changed(settings: Tuple[str, ...], word: str) -> Tuple[str, ...]:
     """A run's settings with one of the command line, which wins over the file's."""
-    key, value = _split(word)
-    if not value:
-        raise UserError(f"'{word}' is no key=value; one sweep is named at a time")
+    key = _split(word)[0]
+    if "=" not in word:
+        raise UserError(f"{quoted(word)} is no key=value; one sweep is named at a time")
     return (*(one for one in settings if _split(one)[0] != key), word)
 
 
@@ -119,11 +131,16 @@ def _overrides(values: Mapping[str, Any]) -> Tuple[str, ...]:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
+    """What `load_config` reads as the value again."""
+    if value is None:
+        return ""
     if isinstance(value, list):
         return "[" + ", ".join(map(_text, value)) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    if isinstance(value, str):
+        return value if parse_yaml(value, "") == value else json.dumps(value, ensure_ascii=False)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _names(settings: Sequence[Tuple[str, ...]]) -> List[str]:
@@ -147,7 +164,9 @@ def _split(override: str) -> Tuple[str, str]:
 
 def _safe(name: str) -> str:
     clean = re.sub(r"[^\w.=+-]+", "-", name).strip("-.")
-    return clean if len(clean) <= _LONGEST else f"{clean[:_LONGEST - 9]}_{_digest((name,))}"
+    if len(clean.encode()) <= _LONGEST:
+        return clean
+    return f"{clean.encode()[:_LONGEST - 9].decode(errors='ignore')}_{_digest((name,))}"
 
 
 def _digest(words: Tuple[str, ...]) -> str:

@@ -156,15 +156,33 @@ def test_a_task_a_gpu_is_a_rank(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "message"), [
     ("partion: gpu", "unknown key 'partion'; did you mean 'partition'"),
     ("gpus_per_node: four", "gpus_per_node must be a whole number, not 'four'"),
-    ("layout: ranks", "layout must be node or gpu"),
+    ("layout: ranks", "layout must be one of node, gpu"),
     ("signal_delay_s: 6000\ntime_min: 60", "signal_delay_s must be less than the time limits"),
     ("sbatch: {--exclude: a}", "sbatch must be keys without dashes"),
     ("[gpu]", "must hold 'key: value' lines"),
     ("a: [", "not valid YAML"),
+    ("container: off", "container must be apptainer, singularity, a path, or '' to run without"),
+    ("container: false", "container must be text, not False; '' is none"),
+    ("modules: [off, true]", "modules must be text, not True"),
+    ("sbatch: {exclude: [a, b]}", "sbatch.exclude must be text, a number or true, not"),
+    ("gpus_per_node: 04", "gpus_per_node must be a whole number, not '04'"),
+    ("gpus_per_node: 0", "gpus_per_node must be from 1 to 1000, not 0"),
+    ("qos: a\nqos: b", "line 2: 'qos' is there twice"),
+    ("path: /x", "'path' is not set"),
+    ("image: " + "x" * 300, "image must be a path of at most"),
 ])
 def test_a_wrong_profile_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         profile(tmp_path, text)
+
+
+def test_options_of_sbatch_are_as_they_were_written(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "sbatch: {time: 1:30:00, exclusive: true, nice: 010, qos: off, hold: false, mem: }\n"
+        "binds: /a:/b,c\n")
+    site = load_site(str(tmp_path / "mine.yaml"))
+    assert site.sbatch == {"time": "1:30:00", "exclusive": True, "nice": "010", "qos": "off"}
+    assert site.binds == ("/a:/b,c",)
 
 
 def test_no_profile_says_how_to_get_one() -> None:

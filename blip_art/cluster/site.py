@@ -6,18 +6,18 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Tuple
 
-import yaml
-
 from blip_art.errors import UserError
+from blip_art.schema import build, check_limits, limited, quoted, refuse
+from blip_art.strict_yaml import read_yaml
 
 ENVIRONMENT = "BLIP_ART_SITE"
-LAYOUTS, DEVICES = ("node", "gpu"), ("cuda", "cpu")
+_RUNTIME = re.compile("apptainer|singularity")
 
 
 @dataclass(frozen=True)
@@ -38,47 +38,47 @@ class Site:
     """Quality of service."""
     gres: str = "gpu:v100:{gpus}"
     """How GPUs are asked for; {gpus} is their number on each node. '' asks for none."""
-    gpus_per_node: int = 4
+    gpus_per_node: int = limited(4, min=1, max=1000)
     """GPUs of a node, all of which a job uses unless --gpus says less."""
-    device: str = "cuda"
+    device: str = limited("cuda", choices=("cuda", "cpu"))
     """What GPU jobs compute on: a job that finds no GPU ends. 'cpu' where GPUs are only names to
     the scheduler, as in tests."""
-    layout: str = "node"
+    layout: str = limited("node", choices=("node", "gpu"))
     """'node': one task a node, torchrun starts the ranks. 'gpu': one task a GPU."""
-    cpus_per_gpu: int = 8
+    cpus_per_gpu: int = limited(8, min=1, max=10_000)
     """CPU cores for each rank."""
-    mem_gb: int = 0
+    mem_gb: int = limited(0, min=0, max=10**6)
     """Memory of a GPU job on each node; 0 is the partition's default."""
-    cpu_cpus: int = 8
+    cpu_cpus: int = limited(8, min=1, max=10_000)
     """CPU cores of a scoring job."""
-    cpu_mem_gb: int = 16
+    cpu_mem_gb: int = limited(16, min=0, max=10**6)
     """Memory of a scoring job; Java's heap and the parser's charts come out of it."""
-    time_min: int = 24 * 60
+    time_min: int = limited(24 * 60, min=1, max=10**6)
     """Time limit of a GPU job. A training that needs more is queued again and goes on."""
-    cpu_time_min: int = 24 * 60
+    cpu_time_min: int = limited(24 * 60, min=1, max=10**6)
     """Time limit of a scoring job."""
-    signal_delay_s: int = 120
+    signal_delay_s: int = limited(120, min=0, max=10**6)
     """How long before the time limit a job is told to save."""
-    max_requeues: int = 20
+    max_requeues: int = limited(20, min=0, max=10**6)
     """How often one job may be queued again."""
     sbatch: Mapping[str, Any] = field(default_factory=dict)
     """Further options of GPU jobs, as sbatch calls them: {constraint: v100-32g, exclusive: true};
     true is an option without a value."""
     cpu_sbatch: Mapping[str, Any] = field(default_factory=dict)
     """The same for scoring jobs."""
-    container: str = "apptainer"
+    container: str = limited("apptainer", path=True)
     """apptainer, singularity or a path; '' runs `python` as it is, without an image."""
-    image: str = "../../blip_art.sif"
+    image: str = limited("../../blip_art.sif", path=True)
     """The image ('launch.py image build')."""
-    overlay: str = "../../overlay.img"
+    overlay: str = limited("../../overlay.img", path=True)
     """The overlay that has the scorers ('launch.py overlay build'); '' for none."""
-    python: str = "/ext3/venv/bin/python"
+    python: str = limited("/ext3/venv/bin/python", path=True)
     """Interpreter of the jobs, as the container sees it."""
-    cache: str = "/ext3/cache"
+    cache: str = limited("/ext3/cache", path=True)
     """Where CoreNLP is, as the container sees it."""
-    parses: str = "../../.cache/blip_art/parses.sqlite"
+    parses: str = limited("../../.cache/blip_art/parses.sqlite", path=True)
     """What SPICE has parsed, for all runs; on a file system that all nodes see."""
-    scratch: str = "/tmp"
+    scratch: str = limited("/tmp", path=True)
     """Folder on the node for temporary files; $TMPDIR or $SLURM_JOB_ID in it are the node's."""
     binds: Tuple[str, ...] = ()
     """Folders the image must see beside the working directory: source[:target[:ro]]."""
@@ -96,9 +96,9 @@ class Site:
     """Whether the cluster keeps accounts (slurmdbd)."""
     has_internet: bool = False
     """Whether compute nodes reach the internet."""
-    purge_days: int = 0
+    purge_days: int = limited(0, min=0, max=10**6)
     """After how many days the site deletes unused files; 0 is never."""
-    purged: str = ""
+    purged: str = limited("", path=True)
     """A folder on the file system where it does that, such as /scratch; '' is that of `scratch`."""
 
 
@@ -116,17 +116,13 @@ def load_site(path: str = "", environ: Optional[Mapping[str, str]] = None) -> Si
     if not path:
         raise UserError("no site profile: copy configs/sites/v100.yaml, put your cluster's names "
                         f"in, and pass --site FILE or set {ENVIRONMENT}")
-    values = _read(Path(path))
-    hints = {one.name: one for one in dataclasses.fields(Site) if one.name != "path"}
-    for key in values:
-        if key not in hints:
-            close = difflib.get_close_matches(str(key), hints, 1)
-            raise UserError(f"{path}: unknown key '{key}'; " + (
-                f"did you mean '{close[0]}'?" if close else f"valid keys: {', '.join(hints)}"))
-    typed = {key: _typed(getattr(Site(), key), value, f"{path}: {key}")
-             for key, value in values.items()}
+    values = read_yaml(path, "site profile", "configs/sites/v100.yaml is an example")
     here = Path(path).resolve()
-    site = Site(**{"name": here.stem, **typed, "path": str(here)})
+    if "path" in values:
+        raise UserError(f"{path}: 'path' is not set: it is the profile itself")
+    site = build(Site, {"name": here.stem, **values, "path": str(here)}, path)
+    site = dataclasses.replace(site, sbatch=_options(site.sbatch, f"{path}: sbatch"),
+                               cpu_sbatch=_options(site.cpu_sbatch, f"{path}: cpu_sbatch"))
     check_site(site)
     return dataclasses.replace(
         site, scratch=os.path.expanduser(site.scratch), image=_absolute(site.image, here.parent),
@@ -134,54 +130,28 @@ def load_site(path: str = "", environ: Optional[Mapping[str, str]] = None) -> Si
         binds=_expanded(site.binds), build_binds=_expanded(site.build_binds))
 
 
-def _read(path: Path) -> Dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read site profile {path}: {error.strerror}; "
-                        "configs/sites/v100.yaml is an example") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = getattr(error, "problem", None) or str(error).split("\n")[0]
-        raise UserError(f"{path}: not valid YAML ({problem})") from error
-    if values is not None and not isinstance(values, dict):
-        raise UserError(f"{path} must hold 'key: value' lines, not {type(values).__name__}")
-    return values or {}
-
-
-def _typed(default: Any, value: Any, where: str) -> Any:
-    """`value` as the type of the field's default."""
-    if isinstance(default, tuple):
-        return tuple(str(item) for item in (value if isinstance(value, list) else [value])
-                     if item is not None)
-    if isinstance(default, dict) and isinstance(value, dict):
-        # An option without a value is switched by true or false.
-        return {str(key): item if item is True else str(item) for key, item in value.items()
-                if item is not None and item is not False}
-    if isinstance(default, str) and (value is None or isinstance(value, (int, float))):
-        return "" if value is None else str(value)
-    if type(value) is not type(default):
-        kind = {int: "a whole number", bool: "true or false", str: "text",
-                dict: "a section of keys"}[type(default)]
-        raise UserError(f"{where} must be {kind}, not {value!r}")
-    return value
+def _options(options: Mapping[str, Any], where: str) -> Dict[str, Any]:
+    """Options without a value are switched by true or false."""
+    for key, value in options.items():
+        if isinstance(value, (dict, list)):
+            raise UserError(f"{where}.{key} must be text, a number or true, not {quoted(value)}")
+    return {key: value if value is True else str(value) for key, value in options.items()
+            if value is not None and value is not False}
 
 
 def check_site(site: Site) -> None:
-    """Refuse values that do not go together.
+    """Refuse values out of their limits, or that do not go together.
 
     Raises:
         UserError: names the key and the rule.
     """
     def need(ok: bool, key: str, rule: str) -> None:
         if not ok:
-            raise UserError(f"{site.path}: {key} must be {rule}, not {getattr(site, key)!r}")
+            refuse(site.path, key, rule, getattr(site, key))
 
-    need(site.layout in LAYOUTS, "layout", "node or gpu")
-    need(site.device in DEVICES, "device", "cuda or cpu")
-    for key in ("gpus_per_node", "cpus_per_gpu", "cpu_cpus", "time_min", "cpu_time_min"):
-        need(getattr(site, key) > 0, key, "above 0")
-    for key in ("mem_gb", "max_requeues", "purge_days"):
-        need(getattr(site, key) >= 0, key, "0 or more")
+    check_limits(site, site.path)
+    need(not site.container or "/" in site.container or bool(_RUNTIME.match(site.container)),
+         "container", "apptainer, singularity, a path, or '' to run without an image")
     need(site.signal_delay_s < 60 * min(site.time_min, site.cpu_time_min), "signal_delay_s",
          "less than the time limits, or jobs would be told to save as they start")
     need(not site.overlay.endswith((":rw", ":ro")), "overlay",

@@ -179,10 +179,19 @@ def _row(picture: Picture, candidates: list[str]) -> dict[str, Any]:
 
 
 def check_lengths(config: Config, model: BlipCaptioner) -> None:
-    """Refuse a max_length that the prompt alone fills."""
+    """Refuse a max_length that the prompt alone fills, and more beams than there are tokens.
+
+    Raises:
+        UserError: names the setting.
+    """
     if config.generate.max_length <= len(model.prompt_ids):
         raise UserError(f"generate.max_length={config.generate.max_length} leaves no room for a "
                         f"word: the prompt has {len(model.prompt_ids)} tokens")
+    # A step of the search looks at twice as many tokens as there are beams.
+    vocabulary = model.text_decoder.config.vocab_size
+    if 2 * config.generate.num_beams > vocabulary:
+        raise UserError(f"generate.num_beams={config.generate.num_beams} is too many for a "
+                        f"vocabulary of {vocabulary} tokens; set {vocabulary // 2} or fewer")
 
 
 def caption_split(model: BlipCaptioner, tokenizer: CaptionTokenizer, config: Config, run: RunDir,

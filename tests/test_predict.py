@@ -53,6 +53,12 @@ def test_three_candidates_are_merged_and_kept(tmp_path, method):
         assert row["caption"] == merge_captions(row["candidates"])
 
 
+def test_more_beams_than_tokens_are_refused_before_any_caption(tmp_path):
+    with pytest.raises(UserError, match=r"num_beams=900 is too many for a vocabulary of \d+ tok"):
+        main(["--run", str(tmp_path / "run"), "--config", "config.yaml", "--weights",
+              "weights.safetensors", "generate.num_beams=900"])
+
+
 def told(run: RunDir) -> str:
     """The file of captions, which all differ: mixed up pictures would be seen."""
     captions = [row["caption"] for row in read_json(run.predictions("val", 0))]

@@ -11,10 +11,10 @@ from typing import Any, Dict, Iterable, List, Tuple
 
 import yaml
 
-from blip_art.errors import UserError
+from blip_art.errors import UserError, quoted
 from blip_art.files import PathLike
 from blip_art.run_state import BEST_RULES
-from blip_art.schema import build, limited, quoted, refuse
+from blip_art.schema import build, limited, refuse
 from blip_art.strict_yaml import parse_yaml, read_yaml
 
 VIT_SIZES = ("tiny", "base", "large")

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import Callable, NoReturn, Optional
+from typing import Any, Callable, NoReturn, Optional
 
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
@@ -69,6 +69,12 @@ def error_line(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     return printable(f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def quoted(value: Any, longest: int = 80) -> str:
+    """A value as one short line, for a message."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest - 1]}…"
 
 
 def exit_cleanly(main: Callable[[], Optional[int]]) -> NoReturn:

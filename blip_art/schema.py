@@ -30,7 +30,7 @@ from typing import (
     get_type_hints,
 )
 
-from blip_art.errors import UserError
+from blip_art.errors import UserError, quoted
 
 Settings = TypeVar("Settings")
 # File systems allow 255 bytes a name; what is written beside it adds some.
@@ -153,12 +153,6 @@ def is_possible_path(path: str) -> bool:
 def refuse(where: str, key: str, rule: str, value: Any) -> None:
     """Raise the UserError of a value that breaks a rule."""
     raise UserError(f"{where}: {key} must be {rule}, not {quoted(value)}")
-
-
-def quoted(value: Any, longest: int = 80) -> str:
-    """A value as one short line."""
-    text = repr(value)
-    return text if len(text) <= longest else f"{text[:longest - 1]}…"
 
 
 # The annotations are texts; a sweep would evaluate them once a run.

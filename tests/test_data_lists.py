@@ -1,6 +1,7 @@
 """Lists of pictures and captions in every format."""
 
 import json
+import os
 
 import pytest
 
@@ -78,7 +79,7 @@ def test_ground_truth_numbers_annotations_apart_where_a_picture_has_several():
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
-    ("a.json", [RECORD, {**RECORD, "caption": " "}], "record 2: the caption of data/a.jpg is"),
+    ("a.json", [RECORD, {**RECORD, "caption": " "}], "record 2: the caption of 'data/a.jpg' is"),
     ("a.json", [{**RECORD, "caption": ""}], "record 1: no 'caption'"),
     ("a.json", [{"caption": "x"}], "record 1: no 'image'"),
     ("a.json", [{**RECORD, "caption": [1]}], "record 1: image and caption must be text"),
@@ -88,13 +89,53 @@ def test_ground_truth_numbers_annotations_apart_where_a_picture_has_several():
     ("a.json", "[{", "not valid JSON"),
     ("a.csv", "picture,text\na.jpg,x\n", "record 1: no 'image'"),
     ("a.txt", "a.jpg x", "not '.txt'"),
-    ("a.json", [RECORD, {**RECORD, "image": "b.jpg"}], "image_id 1 is both data/a.jpg and b.jpg"),
+    ("a.json", [RECORD, {**RECORD, "image": "b.jpg"}], "image_id '1' is both 'data/a.jpg' and "),
+    ("a.json", [{**RECORD, "image": "a\0b"}], "record 1: no file can be named 'a"),
+    ("a.json", [{**RECORD, "image": "x" * 300}], "record 1: no file can be named 'x"),
+    ("a.json", [{**RECORD, "image": "a\ud83d.jpg"}], "record 1: no file can be named 'a"),
+    ("a.json", [{**RECORD, "image_id": [1]}], "record 1: image_id must be text or a whole number"),
+    ("a.json", [{**RECORD, "image_id": True}], "record 1: image_id must be text or a whole"),
+    ("a.json", [{**RECORD, "image_id": "\ud83d"}], "record 1: image_id must be text or a whole"),
+    ("a.json", {"images": [{"filename": 1}]}, "record 1: no 'image'"),
+    ("a.json", {"images": [{"filename": "a", "sentences": [1]}]}, "record 1: image and caption"),
+    ("a.json", {"images": [{"filename": "a", "sentences": 1}]}, "record 1: no 'caption'"),
+    ("a.json", "[" * 100_000, "line 1: not valid JSON"),
+    ("a.jsonl", "1\n[", "line 2: not valid JSON"),
+    ("a.csv", "image,caption\na.jpg,a dog, a cat\n", "line 2: more cells than columns"),
+    ("a.csv", "image,image,caption\na,b,c\n", "line 1: a column is there twice"),
+    ("a.csv", "image,caption\na.jpg," + "x" * 200_000, "line 2: not valid CSV .field larger than"),
+    ("a.csv", "image,caption\n\0,a dog\n", "no file can be named|line contains NUL"),
 ])
 def test_a_bad_list_names_the_file_and_the_record(write, name, content, message):
     path = write(name, content)
     with pytest.raises(UserError, match=message) as refusal:
         load_pairs(path)
     assert name in str(refusal.value)
+
+
+def test_a_list_that_is_not_utf8_names_the_line(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"image,caption\na.jpg,a dog\nb.jpg,caf\xe9\n")
+    with pytest.raises(UserError, match=r"a\.csv, line 3: not UTF-8 text; save it as UTF-8"):
+        load_pairs(tmp_path / "a.csv")
+
+
+def test_half_a_character_in_a_caption_becomes_the_sign_for_one(write):
+    """What scoring makes of it too: it can be neither tokenized nor written."""
+    path = write("a.json", [{**RECORD, "caption": ["a \ud83d dog", "a cat"]}])
+    assert load_pairs(path)[0].captions == ("a \ufffd dog", "a cat")
+
+
+def test_ids_of_any_length_are_kept(write):
+    number = "9" * 5000
+    path = write("a.json", [{**RECORD, "image_id": number}])
+    assert ground_truth(load_pairs(path))["images"] == [{"id": number}]
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_in_a_folder_of_lists_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(UserError, match="no regular file"):
+        load_pairs(tmp_path)
 
 
 def test_a_missing_list_says_how_to_make_one(tmp_path):

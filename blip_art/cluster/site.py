@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Tuple
 
-from blip_art.errors import UserError
-from blip_art.schema import build, check_limits, limited, quoted, refuse
+from blip_art.errors import UserError, quoted
+from blip_art.schema import build, check_limits, limited, refuse
 from blip_art.strict_yaml import read_yaml
 
 ENVIRONMENT = "BLIP_ART_SITE"

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from blip_art.config import load_config
-from blip_art.errors import UserError
+from blip_art.errors import UserError, quoted
 from blip_art.files import RunDir
-from blip_art.schema import build, is_plain_name, limited, quoted, refuse
+from blip_art.schema import build, is_plain_name, limited, refuse
 from blip_art.strict_yaml import parse_yaml, read_yaml
 
 # File systems allow 255 bytes a name; temporary files beside it add some.

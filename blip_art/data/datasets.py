@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Tuple, Union
 
-from blip_art.errors import UserError
-from blip_art.files import PathLike, read_json, read_jsonl
+from blip_art.errors import UserError, quoted
+from blip_art.files import PathLike, read_json, read_jsonl, read_text
+from blip_art.schema import is_possible_path
 
 ImageId = Union[int, str]
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _COCO_NAME = re.compile(r"COCO_\w+?_0*(\d+)\.\w+$")
 
 
@@ -60,8 +63,8 @@ def load_pairs(path: PathLike, split: str = "") -> List[Pair]:
         where = f"{file}, record {number}"
         if not isinstance(record, dict):
             raise UserError(f"{where}: must be an object with image and caption, "
-                            f"not {str(record)[:60]!r}")
-        if not split or record.get("split", split) in wanted:
+                            f"not {quoted(record)}")
+        if not split or str(record.get("split", split)) in wanted:
             pairs.append(_pair(record, where, ids))
     if not pairs:
         raise UserError(f"{file} holds no picture" + (f" of split '{split}'" if split else ""))
@@ -122,21 +125,30 @@ def _read_json_list(file: Path) -> Iterator[Any]:
 
 
 def _karpathy(record: Any) -> Any:
-    if not isinstance(record, dict) or "filename" not in record:
+    if not isinstance(record, dict) or not isinstance(record.get("filename"), str):
         return record
-    return {"image": os.path.join(record.get("filepath", ""), record["filename"]),
-            "caption": [sentence.get("raw", "") for sentence in record.get("sentences", [])],
+    folder, sentences = record.get("filepath", ""), record.get("sentences")
+    return {"image": os.path.join(folder if isinstance(folder, str) else "", record["filename"]),
+            "caption": [sentence.get("raw", "") if isinstance(sentence, dict) else sentence
+                        for sentence in (sentences if isinstance(sentences, list) else ())],
             "image_id": record.get("cocoid", record.get("imgid")),
             "split": record.get("split", "")}
 
 
 def _read_csv(file: Path) -> Iterator[Any]:
+    rows = csv.DictReader(io.StringIO(read_text(file), newline=""))
     try:
-        # utf-8-sig: spreadsheets put a byte order mark in front, which would hide "image".
-        with open(file, encoding="utf-8-sig", newline="") as lines:
-            yield from csv.DictReader(lines)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} is not a UTF-8 CSV file ({error})") from error
+        names = rows.fieldnames or ()
+        if len(set(names)) < len(names):
+            raise UserError(f"{file}, line 1: a column is there twice; give each its own name")
+        for row in rows:
+            if None in row:  # a caption with a comma would lose what follows it
+                raise UserError(f"{file}, line {rows.line_num}: more cells than columns; put "
+                                "texts with commas between double quotes")
+            yield row
+    except csv.Error as error:
+        raise UserError(f"{file}, line {rows.line_num + 1}: not valid CSV ({error}); "
+                        "save it again") from error
 
 
 READERS: Dict[str, Callable[[Path], Iterator[Any]]] = {
@@ -151,15 +163,24 @@ def _pair(record: Dict[str, Any], where: str, ids: Dict[str, ImageId]) -> Pair:
     captions = captions if isinstance(captions, list) else [captions]
     if not isinstance(image, str) or not all(isinstance(c, str) for c in captions):
         raise UserError(f"{where}: image and caption must be text, not "
-                        f"{str((image, captions))[:80]}")
+                        f"{quoted((image, captions))}")
+    if "\0" in image or _LONE_SURROGATE.search(image) or not is_possible_path(image):
+        raise UserError(f"{where}: no file can be named {quoted(image)}; rename it or take the "
+                        "record out")
     if not all(caption.strip() for caption in captions):
-        raise UserError(f"{where}: the caption of {image} is empty; "
+        raise UserError(f"{where}: the caption of {quoted(image)} is empty; "
                         "write one or take the record out")
     image_id = record.get("image_id")
     if image_id in (None, ""):
         coco = _COCO_NAME.search(image)
         image_id = ids.setdefault(image, int(coco[1]) if coco else len(ids) + 1)
-    return Pair(image, tuple(captions), image_id)
+    if (isinstance(image_id, bool) or not isinstance(image_id, (int, str))
+            or _LONE_SURROGATE.search(str(image_id))):
+        raise UserError(f"{where}: image_id must be text or a whole number, not "
+                        f"{quoted(image_id)}")
+    # Half an emoji, of a text cut by bytes, can be neither tokenized nor written; scoring says the
+    # same of it.
+    return Pair(image, tuple(_LONE_SURROGATE.sub("\ufffd", text) for text in captions), image_id)
 
 
 def _check_ids(pairs: List[Pair], file: Path) -> None:
@@ -167,11 +188,12 @@ def _check_ids(pairs: List[Pair], file: Path) -> None:
     for pair in pairs:
         image = images.setdefault(str(pair.image_id), pair.image)
         if image != pair.image:
-            raise UserError(f"{file}: image_id {pair.image_id} is both {image} and {pair.image}; "
-                            "give each picture its own")
+            raise UserError(f"{file}: image_id {quoted(pair.image_id)} is both {quoted(image)} "
+                            f"and {quoted(pair.image)}; give each picture its own")
 
 
 def _as_int(image_id: ImageId) -> ImageId:
     # '007' stays text: as 7 it would not be found again, or be taken for another picture's.
     text = str(image_id)
-    return int(text) if text.isdecimal() and str(int(text)) == text else image_id
+    is_plain = text.isdecimal() and len(text) < 19 and str(int(text)) == text
+    return int(text) if is_plain else image_id

@@ -218,8 +218,14 @@ def dump_config(config: Config) -> str:
 def differences(old: Config, new: Config, skip: Iterable[str] = ()) -> List[str]:
     """'section.key: old → new' for every value that differs, but for the keys in `skip`."""
     before, after = _flat(config_to_dict(old)), _flat(config_to_dict(new))
-    return [f"{key}: {before[key]!r} → {after[key]!r}"
+    return [f"{key}: {quoted(before[key], 40)} → {quoted(after[key], 40)}"
             for key in before if before[key] != after[key] and key not in set(skip)]
+
+
+def first_of(changed: List[str], most: int = 3) -> str:
+    """Differences for a message, which must stay one line."""
+    more = f"; and {len(changed) - most} more" if len(changed) > most else ""
+    return "; ".join(changed[:most]) + more
 
 
 def _plain(value: Any) -> Any:

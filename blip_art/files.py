@@ -16,9 +16,9 @@ import stat
 import time
 import zlib
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from blip_art.errors import UserError
+from blip_art.errors import UserError, quoted
 from blip_art.outputs import PathLike, final_target, is_stream, passed_into
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -211,7 +211,7 @@ def _parse_json(text: str, path: PathLike, first_line: int) -> Any:
     """A value from JSON text; `first_line` is the line of the file where the text starts."""
     line, why = first_line, ""
     try:
-        value = json.loads(text, parse_int=_whole_number)
+        value = json.loads(text, parse_int=_whole_number, object_pairs_hook=_unique_keys)
         if not _is_deeper(value, MAX_DEPTH):
             return value
         why = "nested too deep"
@@ -223,6 +223,16 @@ def _parse_json(text: str, path: PathLike, first_line: int) -> Any:
     except ValueError as error:
         why = str(error)
     raise UserError(f"{path}, line {line}: not valid JSON ({why}); {_AGAIN}")
+
+
+def _unique_keys(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    """Of a key that is there twice json keeps the last value and says nothing."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for key in names if names.count(key) > 1)
+        raise ValueError(f"the key {quoted(twice)} is there twice")
+    return found
 
 
 def _whole_number(digits: str) -> int:

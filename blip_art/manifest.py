@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -15,7 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional
 
-from blip_art.files import PathLike, RunDir, read_json, write_json
+from blip_art.errors import UserError
+from blip_art.files import PathLike, RunDir, read_json_object, write_json
 
 CODE_ROOT = Path(__file__).resolve().parent.parent
 SNAPSHOT_RECORD = "snapshot.json"
@@ -35,9 +37,12 @@ def update_manifest(run: PathLike, stage: str = "", data: Iterable[PathLike] = (
         stage: 'train', 'predict', …: adds this start to `starts`; a second one is a restart.
         data: files whose content the run depends on; their hashes are added to `data`.
         fields: any further JSON values, for example image="blip_art.sif".
+
+    Raises:
+        UserError: the manifest that is there is damaged.
     """
     path = RunDir(run).manifest
-    manifest: Dict[str, Any] = read_json(path) if path.exists() else {}
+    manifest = read_manifest(run)
     old_data = manifest.get("data", {})
     manifest.update(collect_manifest(data), **fields)
     manifest["data"] = {**old_data, **manifest["data"]}
@@ -50,10 +55,37 @@ def update_manifest(run: PathLike, stage: str = "", data: Iterable[PathLike] = (
     return manifest
 
 
+def read_manifest(run: PathLike) -> Dict[str, Any]:
+    """The run's manifest; {} where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = RunDir(run).manifest
+    if not path.exists():
+        return {}
+    manifest = read_json_object(path)
+    if not _is_sound(manifest):
+        raise UserError(f"{path} is not as training wrote it; put a whole one there, or remove it: "
+                        "the next start writes it again")
+    return manifest
+
+
+def _is_sound(manifest: Dict[str, Any]) -> bool:
+    starts, data = manifest.get("starts", []), manifest.get("data", {})
+    try:  # it is going to be written again: without NaN and halves of characters
+        json.dumps(manifest, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:
+        return False
+    return (isinstance(data, dict) and isinstance(starts, list)
+            and all(isinstance(start, dict) and "stage" in start for start in starts)
+            and all(isinstance(manifest.get(key, kind()), kind) for key, kind in
+                    (("ranks", int), ("device", str), ("cwd", str))))
+
+
 def started_in(run: RunDir) -> Path:
     """Where the run was started: its configuration's relative paths are relative to it."""
-    manifest = read_json(run.manifest) if run.manifest.exists() else {}
-    return Path(str(manifest.get("cwd", "")) if isinstance(manifest, dict) else "")
+    return Path(read_manifest(run).get("cwd", ""))
 
 
 def collect_manifest(data: Iterable[PathLike] = ()) -> Dict[str, Any]:
@@ -80,8 +112,11 @@ def code_identity(root: Path = CODE_ROOT) -> Dict[str, str]:
     """
     record = root / SNAPSHOT_RECORD
     if record.exists():
-        identity: Dict[str, str] = read_json(record)["code"]
-        return identity
+        identity = read_json_object(record).get("code")
+        if not isinstance(identity, dict):
+            raise UserError(f"{record} does not say 'code'; remove {root}, the next start copies "
+                            "the code again")
+        return {str(key): str(value) for key, value in identity.items()}
     commit = git(root, "rev-parse", "HEAD")
     if commit is None:
         # slurm/step.sh says what its container cannot find out: commit and hash of the changes.

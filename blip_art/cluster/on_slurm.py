@@ -30,9 +30,10 @@ from blip_art.cluster.site import ENVIRONMENT, Site, check_site, load_site
 from blip_art.cluster.slurm import Slurm
 from blip_art.cluster.snapshot import take_snapshot
 from blip_art.cluster.submit import Submission, shown, submit, tell
-from blip_art.config import HARMLESS, Config, differences, dump_config, load_config
+from blip_art.config import HARMLESS, Config, differences, dump_config, first_of, load_config
 from blip_art.errors import UserError
-from blip_art.files import RunDir, read_json, write_json, write_text
+from blip_art.files import RunDir, write_json, write_text
+from blip_art.manifest import read_manifest
 from blip_art.run_state import is_finished, read_state, unscored
 from blip_art.score.lock import owner, taken
 
@@ -150,7 +151,7 @@ def refuse_other_settings(asked: Iterable[Tuple[RunDir, Config]]) -> None:
     if other:
         run, changed = other[0]
         more = f", as were {len(other) - 1} others" if other[1:] else ""
-        raise UserError(f"{run.path} was run with another configuration ({'; '.join(changed)})"
+        raise UserError(f"{run.path} was run with another configuration ({first_of(changed)})"
                         f"{more}; undo the change, or give the run or sweep another name")
 
 
@@ -268,8 +269,7 @@ def container_of(site: Site) -> Dict[str, Any]:
 
 
 def _note(run: RunDir, identity: Dict[str, Any]) -> None:
-    manifest = read_json(run.manifest) if run.manifest.exists() else {}
-    write_json(run.manifest, {**manifest, **identity}, indent=1, durable=False)
+    write_json(run.manifest, {**read_manifest(run), **identity}, indent=1, durable=False)
 
 
 def _command() -> List[str]:

@@ -24,8 +24,8 @@ from blip_art.cluster.snapshot import take_snapshot
 from blip_art.cluster.sweep import load_sweep
 from blip_art.config import dump_config, load_config
 from blip_art.errors import UserError, exit_cleanly
-from blip_art.files import RunDir, read_json, write_json, write_text
-from blip_art.manifest import CODE_ROOT
+from blip_art.files import RunDir, read_json_object, write_json, write_text
+from blip_art.manifest import CODE_ROOT, read_manifest
 from blip_art.score.lock import owner, taken
 
 # Of each job, by its number, what it was planned to do; in the checkout.
@@ -56,8 +56,12 @@ def planned_once(stage: str, words: List[str], task: Task,
     if first or not note.exists():  # numbers of jobs come round again
         run, words = planned(stage, words)
         write_json(note, {"run": str(run.path), "words": words})
-    noted = read_json(note)
-    return RunDir(noted["run"]), list(noted["words"])
+    noted = read_json_object(note)
+    path, kept = noted.get("run"), noted.get("words")
+    if not (isinstance(path, str) and isinstance(kept, list)
+            and all(isinstance(word, str) for word in kept)):
+        raise UserError(f"{note} is not as this job wrote it; cancel the job and submit it again")
+    return RunDir(path), kept
 
 
 def planned(stage: str, words: List[str]) -> Tuple[RunDir, List[str]]:
@@ -110,8 +114,7 @@ def _note_images(run: RunDir) -> None:
     known = {name: image_identity(path) for name, path in
              (("image", os.environ.get("SIF", "")), ("overlay", os.environ.get("OVERLAY", "")))
              if path and Path(path).exists()}
-    manifest = read_json(run.manifest) if run.manifest.exists() else {}
-    write_json(run.manifest, {**manifest, **known}, indent=1)
+    write_json(run.manifest, {**read_manifest(run), **known}, indent=1)
 
 
 def _place(run: RunDir) -> Place:

@@ -19,6 +19,7 @@ from blip_art.config import (
     config_to_dict,
     differences,
     dump_config,
+    first_of,
     load_config,
 )
 from blip_art.distributed import World
@@ -32,7 +33,7 @@ from blip_art.files import (
     write_jsonl,
     write_text,
 )
-from blip_art.manifest import sha256_of_file, update_manifest
+from blip_art.manifest import read_manifest, sha256_of_file, update_manifest
 from blip_art.outputs import refuse_input
 from blip_art.readable import pairs_file
 from blip_art.score.lock import STALE_S, owner, taken
@@ -41,6 +42,7 @@ from blip_art.train.optim import Stepper, learning_rate
 
 # Folders of a run that trainings, and others beside them, write to.
 _WRITTEN = ("predictions", "references", "bad_pictures", "scores")
+_TOLD = ("loss", "lr", "images_per_s", "seconds")
 WAIT_S, REQUEUED_WAIT_S = 5.0, STALE_S + 60.0
 
 
@@ -137,8 +139,10 @@ def _refuse_changes(run: RunDir, config: Config, world: World) -> None:
     changed = differences(load_config(run.config), config, skip=HARMLESS)
     if changed:
         raise UserError(f"{run.path} was started with another configuration "
-                        f"({'; '.join(changed)}); choose another --run, or undo the change")
-    manifest = read_json(run.manifest)
+                        f"({first_of(changed)}); choose another --run, or undo the change: its "
+                        f"own is in {run.config.name}")
+    read_train_log(run)  # fail now, not when the epoch is written
+    manifest = read_manifest(run)
     if manifest.get("ranks", world.size) != world.size:
         raise UserError(f"{run.path} was started with {manifest['ranks']} processes, not "
                         f"{world.size}: the batches would be others; use as many, or another --run")
@@ -147,7 +151,7 @@ def _refuse_changes(run: RunDir, config: Config, world: World) -> None:
                         f"{world.device.type}, which gives other numbers; go on where it was "
                         "started, or choose another --run")
     for path in _lists(config):
-        if manifest["data"].get(str(path), sha256_of_file(path)) != sha256_of_file(path):
+        if manifest.get("data", {}).get(str(path), sha256_of_file(path)) != sha256_of_file(path):
             raise UserError(f"{path} has changed since {run.path} was started; choose another "
                             "--run, or put the old file back")
 
@@ -157,6 +161,21 @@ def write_state(run: RunDir, world: World, state: str, why: str = "",
     """state.json: running, stopped (resumable) or finished; see also write_failure."""
     if world.is_main:
         write_json(run.state, {"state": state, "why": why, **fields})
+
+
+def read_train_log(run: RunDir) -> list[dict[str, float]]:
+    """The lines of train.jsonl, one an epoch, checked.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    rows = read_jsonl(run.train_log)
+    for number, row in enumerate(rows, 1):
+        if not (isinstance(row, dict) and isinstance(row.get("epoch"), int) and all(
+                isinstance(row.get(key), (int, float)) for key in _TOLD)):
+            raise UserError(f"{run.train_log}, line {number}: not as training wrote it; put a "
+                            "whole file there, or take the line out")
+    return rows
 
 
 def write_epoch(run: RunDir, config: Config, progress: Progress, stepper: Stepper,
@@ -172,7 +191,7 @@ def write_epoch(run: RunDir, config: Config, progress: Progress, stepper: Steppe
         "images_per_s": progress.pictures / max(progress.seconds, 1e-9),
         "seconds": progress.seconds, "gpu_memory_gb": stepper.peak_memory_gb(),
         "steps": steps, "skipped_steps": progress.skipped}
-    rows = [old for old in read_jsonl(run.train_log) if old["epoch"] < progress.epoch] + [row]
+    rows = [old for old in read_train_log(run) if old["epoch"] < progress.epoch] + [row]
     write_jsonl(run.train_log, rows)
     lines = [f"epoch {r['epoch']:3d}  loss {r['loss']:.4f}  lr {r['lr']:.2e}  "
              f"{r['images_per_s']:.1f} pictures/s  {r['seconds']:.0f} s" for r in rows]

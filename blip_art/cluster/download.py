@@ -22,10 +22,10 @@ import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Callable, Iterator, NamedTuple, Optional, Sequence
+from typing import IO, Any, Callable, Dict, Iterator, NamedTuple, Optional, Sequence
 
 from blip_art.errors import UserError
-from blip_art.files import read_json, write_json, write_text
+from blip_art.files import read_json_object, write_json, write_text
 
 TIMEOUT_S = 60.0
 TRIES = 5
@@ -259,7 +259,9 @@ def _words(error: object) -> str:
 def _may_go_on(place: str, part: Path, have: int, remote: Remote) -> tuple[int, str]:
     """Where to start, and the version that must still be the source's."""
     note = _version_note(part)
-    said = read_json(note) if have and note.exists() else {}
+    said: Dict[str, Any] = {}
+    with contextlib.suppress(UserError):  # a damaged note: from the start
+        said = read_json_object(note) if have and note.exists() else {}
     if remote.sha256 or remote.md5:  # any source's bytes will do: the hash decides
         return have, ""
     if said.get("place") == place and said.get("version"):

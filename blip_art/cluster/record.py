@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import List, Sequence, Tuple
 
 from blip_art.errors import UserError
-from blip_art.files import RunDir, read_json, write_json
+from blip_art.files import RunDir, read_json_list, write_json
+from blip_art.schema import build, limited
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Submitted:
     """The log of its starts: {job} and {restart} stand for their numbers."""
     batch_log: str = ""
     """What the batch script said: a container that did not start is explained there."""
-    gpus: int = 0
+    gpus: int = limited(0, min=0, max=10**6)
     """GPUs on each node."""
-    nodes: int = 1
+    nodes: int = limited(1, min=1, max=10**6)
     after: Tuple[str, ...] = ()
     """Ids of the jobs it waits for."""
     site: str = ""
@@ -41,23 +42,23 @@ class Submitted:
 
 
 def read_jobs(run: RunDir) -> List[Submitted]:
-    """The jobs of a run; none if it was never submitted."""
+    """The jobs of a run; none if it was never submitted.
+
+    Raises:
+        UserError: the list is damaged.
+    """
     if not run.jobs.exists():
         return []
     known = {one.name for one in fields(Submitted)}
-    rows = read_json(run.jobs)
+    rows = read_json_list(run.jobs)
     try:
-        return [_submitted({key: value for key, value in row.items() if key in known})
-                for row in rows]
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"{run.jobs} is no list of jobs; delete it (its jobs stay in the queue: "
+        if not all(isinstance(row, dict) and {"stage", "job_id"} <= set(row) for row in rows):
+            raise UserError(f"{run.jobs} is no list of jobs")
+        return [build(Submitted, {key: row[key] for key in known & set(row)},
+                      f"{run.jobs}, job {number}") for number, row in enumerate(rows, 1)]
+    except UserError as error:
+        raise UserError(f"{error}; delete the file (its jobs stay in the queue: "
                         "'squeue --me')") from error
-
-
-def _submitted(row: Dict[str, Any]) -> Submitted:
-    values: Dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
-                              for key, value in row.items()}
-    return Submitted(**values)
 
 
 def record_jobs(run: RunDir, jobs: Sequence[Submitted]) -> None:

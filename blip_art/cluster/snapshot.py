@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import List
 
 from blip_art.errors import UserError
-from blip_art.files import read_json, write_json
+from blip_art.files import read_json_object, write_json
 from blip_art.manifest import SNAPSHOT_RECORD, code_identity, git
 
 # What a copy of the project without its git history is known to consist of.
@@ -45,8 +45,9 @@ def take_snapshot(repo: Path, code: Path) -> bool:
     names = code_files(repo)
     digest = _digest(repo, names)
     record = code / SNAPSHOT_RECORD
-    if record.exists() and read_json(record)["files_sha256"] == digest:
-        return False
+    with contextlib.suppress(UserError):  # a damaged record: the code is copied again
+        if record.exists() and read_json_object(record).get("files_sha256") == digest:
+            return False
     aside = code.with_name(f".{code.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     try:
         for name in names:

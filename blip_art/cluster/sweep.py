@@ -91,8 +91,11 @@ def load_sweep(path: str, overrides: Sequence[str] = ()) -> Sweep:
     settings = _settings(file, path)
     for word in overrides:
         settings = tuple(_changed(one, word) for one in settings)
-    for one in settings:
-        load_config(file.config, one)
+    for number, one in enumerate(settings, 1):
+        try:
+            load_config(file.config, one)
+        except UserError as error:
+            raise UserError(f"{path}, run {number}: {error}") from error
     if len(set(settings)) < len(settings):
         raise UserError(f"{path} has the same run twice; each needs settings of its own")
     return Sweep(path, name, file.config, file.parallel, settings)
@@ -139,8 +142,16 @@ def _text(value: Any) -> str:
     if isinstance(value, float) and float(f"{value:g}") == value:
         return f"{value:g}"
     if isinstance(value, str):
-        return value if parse_yaml(value, "") == value else json.dumps(value, ensure_ascii=False)
+        return value if _is_read_alone(value) else json.dumps(value, ensure_ascii=False)
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _is_read_alone(text: str) -> bool:
+    """Whether YAML reads the text as itself, without quotation marks."""
+    try:
+        return bool(parse_yaml(text, "") == text)
+    except UserError:
+        return False
 
 
 def _names(settings: Sequence[Tuple[str, ...]]) -> List[str]:

@@ -23,8 +23,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blip_art.cluster.control import what_again
 from blip_art.cluster.record import Submitted, read_jobs, record_jobs
 from blip_art.cluster.site import load_site
+from blip_art.cluster.slurm import Completed, Slurm
+from blip_art.cluster.status import as_json, find_runs, shown, survey
 from blip_art.cluster.sweep import load_sweep
 from blip_art.config import config_from_dict, dump_config, load_config
 from blip_art.data.datasets import ground_truth, load_pairs
@@ -32,10 +35,16 @@ from blip_art.distributed import World
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_jsonl, write_text
 from blip_art.manifest import update_manifest
+from blip_art.report.tables import read_runs, write_tables
+from blip_art.retention import prune_weights
+from blip_art.score.baselines import training_list
+from blip_art.score.coco import read_captions, read_references
+from blip_art.score.run import run_config, write_best
 from blip_art.train.setup import open_run, read_train_log
-from tests.report_runs import PICTURES, make_run
+from tests.report_runs import PICTURES, html_of, make_run
 
 ALONE = World(0, 1, torch.device("cpu"))
+NO_SLURM = Slurm(lambda argv: Completed(0, ""))
 EXAMPLES = int(os.environ.get("FUZZ", "30"))
 LISTS = ("train.json", "val.json", "val.jsonl", "val.csv")
 
@@ -78,6 +87,28 @@ def resume(folder: Path) -> None:
     read_train_log(run)
 
 
+def status(folder: Path) -> None:
+    rows, notes = survey(find_runs([str(folder / "run")]), NO_SLURM)
+    shown(rows, notes).encode()
+    as_json(rows, notes)
+
+
+def report(folder: Path) -> None:
+    write_tables(read_runs([folder / "run"]), folder / "out")
+    html_of(folder / "run")
+
+
+def score(folder: Path) -> None:
+    """What scoring reads; the scores themselves need Java."""
+    run = RunDir(folder / "run")
+    config = run_config(run)
+    read_references(run.references("val"))
+    for result in run.predicted():
+        read_captions(result.path)
+    training_list(run, config)
+    write_best(run, config.score.best)
+
+
 def lists(folder: Path) -> None:
     for name in LISTS:
         json.dumps(ground_truth(load_pairs(folder / name, "val")), ensure_ascii=False).encode()
@@ -93,6 +124,19 @@ READERS: dict[str, tuple[Reader, tuple[str, ...]]] = {
     "jobs": (lambda folder: read_jobs(RunDir(folder / "run")), ("run/slurm/jobs.json",)),
     "manifest": (lambda folder: update_manifest(folder / "run", "train"), ("run/manifest.json",)),
     "resume": (resume, ("run/config.yaml", "run/manifest.json", "run/train.jsonl")),
+    "again": (lambda folder: what_again(RunDir(folder / "run"), []),
+              ("run/state.json", "run/slurm/jobs.json")),
+    "status": (status, ("run/state.json", "run/best.json", "run/train.jsonl", "run/manifest.json",
+                        "run/slurm/jobs.json", "run/scores/val_01.json", "run/config.yaml")),
+    "report": (report, (
+        "run/state.json", "run/best.json", "run/train.jsonl", "run/config.yaml",
+        "run/scores/val_00.json", "run/scores/val_01.json", "run/scores/floor_val.json",
+        "run/references/val.json", "run/predictions/val_01.json", "run/manifest.json",
+        "val.json")),
+    "score": (score, ("run/config.yaml", "run/references/val.json", "run/manifest.json",
+                      "run/predictions/val_00.json", "run/scores/val_00.json", "run/best.json")),
+    "prune": (lambda folder: prune_weights(RunDir(folder / "run"), "best_last"),
+              ("run/best.json", "run/scores/val_00.json")),
 }
 WHOLE = (b"", b"null", b"[]", b"{}", b"3", b'"x"', b"[{}]", b"[[]]", b"NaN", b"[" * 200,
          b"\xff\xfe{\0}\0", b"\xef\xbb\xbf{}", b"\x1f\x8b\x08cut", b"\0\0\0\0", b"a: [",

@@ -41,6 +41,7 @@ def seconds(action: Callable[[], object], times: int) -> float:
         started = time.perf_counter()
         action()
         taken.append(time.perf_counter() - started)
+        print(f"{taken[-1]:.2f} s", file=sys.stderr, flush=True)
     return statistics.median(taken)
 
 

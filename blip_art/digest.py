@@ -45,9 +45,10 @@ def _digest_of(path: Path, place: int) -> str:
         size = os.fstat(file.fileno()).st_size
 
         def hash_block(start: int) -> bytes:
-            block = bytearray(os.pread(file.fileno(), _BLOCK, start))
-            for at in range(max(place, start), min(place + LENGTH, start + len(block))):
-                block[at - start] = 0
+            block = os.pread(file.fileno(), _BLOCK, start)
+            if start - LENGTH < place < start + len(block):
+                first, end = max(place - start, 0), min(place + LENGTH - start, len(block))
+                block = block[:first] + bytes(end - first) + block[end:]
             return hashlib.sha256(block).digest()
 
         with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:

@@ -12,10 +12,11 @@ import signal
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Iterator
 
 from blip_art.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
 from blip_art.files import RunDir, read_json, write_json
+from blip_art.run_state import State, read_state
 
 # A file in which ranks note which run is theirs, for the process that started them.
 NOTE = "BLIP_ART_RUN_NOTE"
@@ -42,31 +43,31 @@ def write_failure(run: RunDir, stage: str, failure: Failure) -> None:
     cannot be written: the error that is at hand is the one to print.
     """
     with contextlib.suppress(UserError):
-        said = _state(run) if stage == "predict" else {}
-        if said.get("state") == "finished" and _is_trained(run):
-            write_json(run.state, {**said, "why": f"{_CAPTIONS}{failure.why}"})
-        elif said.get("state") != "running" and not (said and _is_trained(run)):
-            write_json(run.state, {
-                "state": "stopped" if failure.code == EXIT_INTERRUPTED else "failed",
-                "why": failure.why})
+        state = read_state(run) if stage == "predict" else State("")
+        if state.name == "finished" and _is_trained(run):
+            _write(run, state._replace(why=f"{_CAPTIONS}{failure.why}"))
+        elif state.name != "running" and not (state.name and _is_trained(run)):
+            _write(run, State("stopped" if failure.code == EXIT_INTERRUPTED else "failed",
+                              failure.why))
 
 
 def forget_failure(run: RunDir) -> None:
     """Captions are made: what write_failure said of earlier ones is over."""
-    said = _state(run)
-    if str(said.get("why") or "").startswith(_CAPTIONS):
-        write_json(run.state, {**said, "why": ""})
-    elif said.get("state") in ("failed", "stopped") and not _is_trained(run):
-        write_json(run.state, {"state": "finished", "why": ""})
+    state = read_state(run)
+    if state.why.startswith(_CAPTIONS):
+        _write(run, state._replace(why=""))
+    elif state.name in ("failed", "stopped") and not _is_trained(run):
+        _write(run, State("finished"))
 
 
-def _state(run: RunDir) -> Dict[str, Any]:
-    said = read_json(run.state) if run.state.exists() else {}
-    return said if isinstance(said, dict) else {}
+def _write(run: RunDir, state: State) -> None:
+    epochs = {"epoch": state.epoch, "epochs": state.epochs}
+    write_json(run.state, {"state": state.name, "why": state.why,
+                           **{key: value for key, value in epochs.items() if value is not None}})
 
 
 def _is_trained(run: RunDir) -> bool:
-    return run.last_checkpoint.exists() or bool(run.saved_epochs())
+    return bool(run.saved_checkpoints() or run.saved_epochs())
 
 
 def note_run(run: RunDir, stage: str) -> None:

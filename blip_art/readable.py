@@ -13,8 +13,9 @@ from blip_art.data.check import find_bad_pictures, name_bad, refuse_bad
 from blip_art.data.datasets import Pair, ground_truth, load_pairs, unique_pictures
 from blip_art.distributed import World
 from blip_art.errors import UserError
-from blip_art.files import RunDir, read_json, write_json
+from blip_art.files import RunDir, read_json_object, write_json
 from blip_art.manifest import sha256_of_file
+from blip_art.score.coco import references_by_id
 
 
 def pairs_file(config: Config, split: str) -> Path:
@@ -34,7 +35,7 @@ def readable_pairs(config: Config, run: RunDir, split: str, world: World) -> lis
     """
     pairs = load_pairs(pairs_file(config, split), split)
     world.on_main(lambda: _check(config, run, split, pairs))
-    bad = read_json(run.bad_pictures(split))["bad"]
+    bad = _read_verdict(run, split)["bad"]
     return [pair for pair in pairs if pair.image not in bad]
 
 
@@ -64,13 +65,27 @@ def _check(config: Config, run: RunDir, split: str, pairs: list[Pair]) -> None:
 
 def _kept_verdict(run: RunDir, split: str, about: dict[str, str]) -> dict[str, Any] | None:
     """The bad pictures that the run was made without, if something was made of the split."""
-    made = (run.last_checkpoint.exists() if split == "train"
+    made = (bool(run.saved_checkpoints()) if split == "train"
             else any(result.split == split for result in run.predicted()))
     if not made or not run.bad_pictures(split).exists():
         return None
-    verdict: dict[str, Any] = read_json(run.bad_pictures(split))
+    verdict = _read_verdict(run, split)
     bad: dict[str, Any] = verdict["bad"]
     return bad if verdict["question"] == about else None
+
+
+def _read_verdict(run: RunDir, split: str) -> dict[str, Any]:
+    """What `_check` wrote: bad pictures by their `image` entry, and what was asked.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = run.bad_pictures(split)
+    verdict = read_json_object(path)
+    if not isinstance(verdict.get("bad"), dict) or "question" not in verdict:
+        raise UserError(f"{path} is not as training wrote it; put the whole file back: which "
+                        "pictures the run was made without stands only there")
+    return verdict
 
 
 def freeze_references(config: Config, run: RunDir, split: str, world: World) -> None:
@@ -82,12 +97,15 @@ def freeze_references(config: Config, run: RunDir, split: str, world: World) -> 
         UserError: the ground truth is missing, or does not have every picture of the list.
     """
     def write() -> None:
-        bad = read_json(run.bad_pictures(split))["bad"]
+        bad = _read_verdict(run, split)["bad"]
         pairs = load_pairs(pairs_file(config, split), split)
         gt_name = getattr(config.data, f"{split}_gt")
         gt_file = Path(config.data.annotations) / gt_name
-        gt = read_json(gt_file) if gt_name else ground_truth(pairs)
-        there = {str(entry["image_id"]) for entry in gt["annotations"]}
+        gt = read_json_object(gt_file) if gt_name else ground_truth(pairs)
+        if "annotations" not in gt:
+            raise UserError(f"{gt_file} is no COCO ground truth: it has no 'annotations'; set "
+                            f"data.{split}_gt='' to make references from the list itself")
+        there = {key for key, texts in references_by_id(gt, str(gt_file)).items() if texts}
         pictures = unique_pictures(pairs)
         lost = [str(picture.image_id) for picture in pictures if str(picture.image_id) not in there]
         if lost:

@@ -256,6 +256,8 @@ def test_a_run_with_nothing_but_a_state_has_a_page(tmp_path, capsys, state):
     (lambda run: run.scores("val", 0).write_text("{"), "val_00.json, line 1: not valid JSON"),
     (lambda run: run.scores("val", 0).write_text("[]"), "must hold a JSON object, not a list"),
     (lambda run: run.train_log.write_text('{"loss": 1}'), "a line without an epoch number"),
+    (lambda run: run.train_log.write_text('{"epoch": 100000000}'), "epochs 100000000 to 100000000"),
+    (lambda run: run.train_log.write_text('{"epoch": -1}'), "names epochs -1 to -1 in 1 lines"),
     (lambda run: run.train_log.write_text("loss"), "not valid JSON"),
     (lambda run: run.references("val").write_text('{"annotations": [1]}'), "COCO ground truth"),
     (lambda run: run.predictions("val", 0).write_text("[1]"), "must be a list of"),

@@ -235,12 +235,13 @@ def test_one_broken_folder_does_not_hide_the_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "content"), [
     ("train.jsonl", "[1]"), ("train.jsonl", "{"), ("best.json", "[]"), ("slurm/jobs.json", "[1]"),
-    ("scores/val_00.json", "[]"), ("manifest.json", "{")])
+    ("scores/val_00.json", "[]"), ("manifest.json", "{"),
+    ("manifest.json", '{"ranks": "four"}')])
 def test_a_damaged_file_of_a_run_is_named_in_its_row(
         tmp_path: Path, name: str, content: str) -> None:
     run = make_run(tmp_path / "art", "finished", 1)
     write_jsonl(run.train_log, [{"loss": "high", "gpu_memory_gb": 1.5, "seconds": None}])
-    write_json(run.manifest, {"ranks": "four"})
+    write_json(run.manifest, {"ranks": 4})
     row = row_of(run, answers())
     assert (row.state, row.loss, row.gpu_hours) == ("finished", None, 0.0)
     write_text(run.path / name, content)

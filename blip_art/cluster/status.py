@@ -21,7 +21,8 @@ from blip_art.cluster.record import Submitted, read_jobs
 from blip_art.cluster.slurm import AccountRow, QueueRow, Slurm, SlurmAbsent, SlurmError
 from blip_art.cluster.table import table
 from blip_art.errors import UserError
-from blip_art.files import RunDir, read_json, read_jsonl
+from blip_art.files import RunDir, read_jsonl
+from blip_art.manifest import read_manifest
 from blip_art.run_state import (
     State,
     is_alive,
@@ -342,9 +343,7 @@ def _reckoned_hours(run: RunDir, jobs: Sequence[Submitted],
 
 def _ranks(run: RunDir) -> int:
     """How many processes trained it; 1 where the manifest does not say."""
-    manifest = read_json(run.manifest) if run.manifest.exists() else {}
-    ranks = manifest.get("ranks") if isinstance(manifest, dict) else None
-    return ranks if isinstance(ranks, int) else 1
+    return int(read_manifest(run).get("ranks", 1))
 
 
 def _gpu_hours(folder: Folder, answers: Answers) -> Tuple[Optional[float], bool]:

@@ -31,6 +31,8 @@ from blip_art.score.summary import Summaries
 
 TRAIN_COLUMNS = ("loss", "lr", "images_per_s", "seconds", "gpu_memory_gb", "steps",
                  "skipped_steps")
+# Epochs between those of train.jsonl are shown as holes; where more are missing it is damaged.
+MOST_LOST_EPOCHS = 1_000
 # Spreadsheets run a cell that begins so as a formula, also one in quotes (OWASP, CSV injection).
 FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
 
@@ -230,6 +232,9 @@ def _read_train(folder: RunDir, missing: List[str]) -> Dict[int, Dict[str, float
         if epoch in rows:
             missing.append(f"train.jsonl: epoch {epoch:02d} is there twice; the last line counts")
         rows[epoch] = values
+    if rows and not 0 <= min(rows) <= max(rows) < len(rows) + MOST_LOST_EPOCHS:
+        raise UserError(f"{folder.train_log} names epochs {min(rows)} to {max(rows)} in "
+                        f"{len(rows)} lines; take the wrong lines out")
     if not rows:
         missing.append("train.jsonl: no trained epoch")
     return rows

@@ -26,7 +26,6 @@ from blip_art.distributed import World
 from blip_art.errors import UserError
 from blip_art.files import (
     RunDir,
-    read_json,
     read_jsonl,
     remove_leftovers,
     write_json,
@@ -110,8 +109,7 @@ def _lists(config: Config) -> list[Path]:
 
 def _run_id(run: RunDir) -> str:
     """A name of the run that no other has, whatever its folder is called."""
-    known = read_json(run.manifest).get("run_id") if run.manifest.exists() else ""
-    return str(known or uuid.uuid4().hex)
+    return str(read_manifest(run).get("run_id") or uuid.uuid4().hex)
 
 
 def run_identity(config: Config, run: RunDir, world: World) -> Identity:
@@ -127,7 +125,7 @@ def _identity(config: Config, run: RunDir) -> Identity:
     for name, value in config_to_dict(config).items():
         values.update({f"{name}.{key}": part for key, part in value.items()}
                       if isinstance(value, dict) else {name: value})
-    manifest = read_json(run.manifest)
+    manifest = read_manifest(run)
     return {"seed": config.seed, "run": manifest["run_id"],
             "configuration": {name: value for name, value in values.items()
                               if name not in (*HARMLESS, "seed")},

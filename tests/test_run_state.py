@@ -92,7 +92,7 @@ def test_a_score_file_that_was_cut_short_is_no_score(run: RunDir, bytes_left: in
     scores = run.scores("val", 0)
     scores.write_bytes(scores.read_bytes()[:bytes_left])
     assert len(unscored(run)) == 1
-    with pytest.raises(UserError, match="val_00.json is not valid JSON"):
+    with pytest.raises(UserError, match="val_00.json, line 1: not valid JSON"):
         Summaries(run).of(scores)
 
 

@@ -133,7 +133,7 @@ def edit_json(change: Callable[[dict], object]) -> Callable[[Path], None]:
     (lambda f: (f / "vocab.txt").write_text(""), r"vocab\.txt: line 1 is empty"),
     (lambda f: (f / "vocab.txt").open("a").write("a\n"), r"line \d+ repeats 'a' of line \d+"),
     (lambda f: (f / "vocab.txt").write_text("a\nb\n"), r"has no \[PAD\], \[UNK\]"),
-    (lambda f: (f / "tokenizer.json").write_text("{"), r"tokenizer\.json is not valid JSON"),
+    (lambda f: (f / "tokenizer.json").write_text("{"), r"tokenizer\.json, line 1: not valid JSON"),
     (lambda f: (f / "tokenizer.json").write_text("[1]"), r"tokenizer\.json is not a tokenizer"),
     (lambda f: (f / "tokenizer_config.json").write_text("[1]"), r"config\.json is not a tokeniz"),
     (lambda f: (f / "tokenizer_config.json").write_text('{"do_lower_case": "no"}'), "must be true"),

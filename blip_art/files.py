@@ -15,8 +15,9 @@ import re
 import stat
 import time
 import zlib
+from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import IO, Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from blip_art.errors import UserError, quoted
 from blip_art.outputs import PathLike, final_target, is_stream, passed_into
@@ -25,6 +26,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 DAY_S = 24 * 3600.0
 # The largest list we know of, COCO's, is 150 MB; a packed file could unpack to anything.
 MAX_BYTES = 1 << 30
+BLOCK_BYTES = 1 << 20
 # Ours are nested 5 deep. Python's own limit counts from wherever the caller stands.
 MAX_DEPTH = 100
 _AGAIN = "put a whole file there, or make it again"
@@ -130,21 +132,56 @@ def read_text(path: PathLike, what: str = "", fix: str = "", absent: Optional[st
         raise UserError(f"{path}, line {line}: not UTF-8 text; save it as UTF-8") from error
 
 
+def open_regular(path: PathLike) -> IO[bytes]:
+    """Open a regular file for reading; a pipe, whose writer may never come, is refused.
+
+    Raises:
+        UserError: it is something else.
+        OSError: it cannot be opened.
+    """
+    file = open(path, "rb",  # noqa: SIM115 (the caller closes it)
+                opener=lambda name, mode: os.open(name, mode | os.O_NONBLOCK))
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise UserError(f"{path} is no regular file; put the file itself there")
+
+
+def read_as_shown(path: PathLike) -> str:
+    """Text of a regular file that people look at: what is no UTF-8 is shown as U+FFFD.
+
+    Raises:
+        UserError: it is no regular file.
+        OSError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        return file.read().decode("utf-8", errors="replace")
+
+
 def _content(path: PathLike) -> bytes:
-    inherited = os.path.dirname(path) in ("/dev/fd", "/proc/self/fd") or path == "/dev/stdin"
-    flags = 0 if inherited else os.O_NONBLOCK  # opening a pipe would wait for its writer
-    with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as file:
-        if not inherited and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise UserError(f"{path} is no regular file; put the file itself there")
-        data = file.read(MAX_BYTES + 1)
+    inherited = (os.path.dirname(path) in ("/dev/fd", "/proc/self/fd")
+                 or os.fspath(path) == "/dev/stdin")
+    with open(path, "rb") if inherited else open_regular(path) as file:
+        data = _read_bounded(file)
     if data.startswith(GZIP_MAGIC):  # whatever its name is
         try:
-            data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAX_BYTES + 1)
+            data = _read_bounded(gzip.GzipFile(fileobj=io.BytesIO(data)))
         except (EOFError, OSError, zlib.error) as error:
             raise UserError(f"{path} is damaged gzip ({error}); copy it again") from error
     if len(data) > MAX_BYTES:
         raise UserError(f"{path} holds more than {MAX_BYTES >> 20} MiB, too much for such a file")
     return data
+
+
+def _read_bounded(file: IO[bytes]) -> bytes:
+    """All there is, or a block more than MAX_BYTES; read(n) would take n bytes of memory first."""
+    blocks: List[bytes] = []
+    while len(blocks) * BLOCK_BYTES <= MAX_BYTES:
+        block = file.read(BLOCK_BYTES)
+        if not block:
+            break
+        blocks.append(block)
+    return b"".join(blocks)
 
 
 def _unreadable(error: Exception, path: PathLike, what: str, fix: str) -> UserError:
@@ -229,8 +266,7 @@ def _unique_keys(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
     """Of a key that is there twice json keeps the last value and says nothing."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [key for key, _ in pairs]
-        twice = next(key for key in names if names.count(key) > 1)
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"the key {quoted(twice)} is there twice")
     return found
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, List, Mapping, NamedTuple, Optional
 
 from blip_art.errors import UserError
-from blip_art.files import Result, RunDir, read_json
+from blip_art.files import Result, RunDir, open_regular, read_as_shown, read_json
 from blip_art.score.lock import is_held
 from blip_art.score.summary import Summaries
 
@@ -117,8 +117,14 @@ def _is_scored(captions: Result, scores: Path, summaries: Summaries) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file that fits in memory."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Of a regular file that fits in memory.
+
+    Raises:
+        UserError: it is no regular file.
+        OSError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 # Best epoch --------------------------------------------------------------------------------
@@ -174,8 +180,8 @@ def configured(run: RunDir, key: str) -> str:
     writes one `key: value` a line.
     """
     try:
-        text = run.config.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        text = read_as_shown(run.config)
+    except (OSError, UserError):
         return ""
     found = re.search(rf"^\s+{key}:\s*['\"]?([\w+]+)", text, re.MULTILINE)
     return found[1] if found else ""

@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -236,3 +237,25 @@ def test_epochs_are_ordered_by_number(tmp_path):
         write_json(run.predictions("val", epoch), [])
     assert run.saved_epochs() == [2, 10, 100]
     assert [result.epoch for result in run.predicted()] == [2, 10, 100]
+
+
+def test_a_small_file_takes_little_memory(tmp_path):
+    """Login nodes limit it: read(1 GiB) would ask for all of that first."""
+    code = ("import resource, sys; from blip_art.files import read_json; "
+            "resource.setrlimit(resource.RLIMIT_AS, (512 << 20, 512 << 20)); "
+            "print(read_json(sys.argv[1]))")
+    for content in (b"[1]", gzip.compress(b"[1]")):
+        (tmp_path / "a.json").write_bytes(content)
+        done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.json"], text=True,
+                              capture_output=True, check=False)
+        assert (done.stdout, done.stderr) == ("[1]\n", "")
+
+
+def test_a_key_that_is_there_twice_is_found_at_once_among_many(tmp_path):
+    path = tmp_path / "captions.json"
+    path.write_text("{" + ", ".join(f'"picture_{min(number, 29_999):07d}": ""'
+                                    for number in range(30_001)) + "}")
+    began = time.monotonic()
+    with pytest.raises(UserError, match="'picture_0029999' is there twice"):
+        read_json(path)
+    assert time.monotonic() - began < 5

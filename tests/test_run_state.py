@@ -5,14 +5,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from blip_art.cluster.slurm import Completed, Slurm
+from blip_art.cluster.status import cancelled_note, survey
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_text
+from blip_art.report.__main__ import build
+from blip_art.report.tables import read_runs
 from blip_art.run_state import (
     Best,
     State,
@@ -43,6 +48,29 @@ def run(tmp_path: Path) -> RunDir:
 
 def write_scores(run: RunDir, **changed: Any) -> None:
     write_json(run.scores("val", 0), summary_first({**SCORES, **changed}))
+
+
+PLACES = ("config", "state", "train_log", "manifest", "best", "training_lock", "score_summaries")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("place", [*PLACES, "predictions", "scores", "cancelled"])
+def test_a_pipe_in_a_run_folder_does_not_hang_its_readers(run: RunDir, place: str) -> None:
+    path = (cancelled_note(run) if place == "cancelled" else getattr(run, place)
+            if place in PLACES else getattr(run, place)("val", 0))
+    path.parent.mkdir(exist_ok=True)
+    if place == "predictions":  # is it what was scored?
+        os.utime(run.scores("val", 0), (1, 1))
+    if place != "state":
+        write_json(run.state, {"state": "running" if place == "training_lock" else "finished"})
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    [row] = survey([run], Slurm(lambda argv: Completed(0, "")))[0]
+    assert row.state in ("finished", "running", "unreadable")
+    with contextlib.suppress(UserError):
+        runs = read_runs([run.path])
+        if place in ("config", "manifest"):  # which the page shows
+            build(runs, str(run.path / "report"))
 
 
 # State -------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from blip_art.cluster.record import Submitted, read_jobs
 from blip_art.cluster.slurm import AccountRow, QueueRow, Slurm, SlurmAbsent, SlurmError
 from blip_art.cluster.table import table
 from blip_art.errors import UserError
-from blip_art.files import RunDir, read_jsonl
+from blip_art.files import RunDir, read_as_shown, read_jsonl
 from blip_art.manifest import read_manifest
 from blip_art.run_state import (
     State,
@@ -301,7 +301,7 @@ def cancelled_jobs(run: RunDir) -> FrozenSet[str]:
     note = cancelled_note(run)
     if not note.exists():
         return frozenset()
-    return frozenset(note.read_text(encoding="utf-8", errors="replace").split())
+    return frozenset(read_as_shown(note).split())
 
 
 def _silence(run: RunDir) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Iterator, List, Optional, Sequence, Tuple
 
 from blip_art.errors import exit_cleanly
-from blip_art.files import write_text, written_aside
+from blip_art.files import read_as_shown, write_text, written_aside
 from blip_art.report import choice
 from blip_art.report.examples import choose_galleries
 from blip_art.report.page import Figure, RunFiles, render
@@ -98,7 +98,7 @@ def draw_figures(runs: Sequence[Run], folder: Path) -> Tuple[List[Figure], List[
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return read_as_shown(path) if path.exists() else ""
 
 
 if __name__ == "__main__":

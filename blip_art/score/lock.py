@@ -71,7 +71,7 @@ def is_held(path: Path, flock: Flock = fcntl.flock) -> Optional[bool]:
     try:
         if owner_file.exists():
             return not _is_void(owner_file)
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", opener=_no_link) as file:
             flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

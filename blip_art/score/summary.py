@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 
 from blip_art.errors import UserError
-from blip_art.files import RunDir, read_json, write_json
+from blip_art.files import RunDir, open_regular, read_json, write_json
+from blip_art.outputs import is_stream
 from blip_art.score.coco import read_references
 from blip_art.score.references import references_hashes
 
@@ -77,7 +78,7 @@ class Summaries:
 
     def keep(self) -> None:
         """Write what was read anew, unless this user cannot write there."""
-        if self._changed:
+        if self._changed and not is_stream(self._file):  # a pipe would wait for its reader
             # ValueError: a damaged score file may hold what no other reader would take, as NaN.
             with contextlib.suppress(UserError, ValueError):
                 write_json(self._file, self._kept, durable=False)
@@ -111,7 +112,7 @@ def read_head(path: Path) -> Tuple[Dict[str, Any], bool]:
         UserError: the file cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             head = file.read(HEAD_BYTES)
             file.seek(-min(len(END), path.stat().st_size), os.SEEK_END)
             if file.read() != END:

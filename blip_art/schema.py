@@ -37,7 +37,10 @@ Settings = TypeVar("Settings")
 LONGEST_NAME = 200
 LONGEST_PATH = 4000
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-_SWITCHES = {"on": True, "yes": True, "off": False, "no": False}
+# As YAML 1.1 spells them: all small, all capitals, or the first letter.
+SWITCHES = {spelled: value for word, value in (
+    ("on", True), ("yes", True), ("off", False), ("no", False))
+    for spelled in (word, word.upper(), word.title())}
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -98,8 +101,8 @@ def broken_rule(value: Any, limits: Mapping[str, Any]) -> str:
         return ""
     if limits["choices"]:
         return _broken_choice(value, limits["choices"])
-    if limits["name"] and not is_plain_name(value):
-        return f"one folder's name: no '/', no dot in front, 1 to {LONGEST_NAME} bytes"
+    if limits["name"] and not is_folder_below(value):
+        return f"one folder's name, or some as a/b: no dot in front, 1 to {LONGEST_NAME} bytes"
     if limits["path"] and not is_possible_path(value):
         return f"a path of at most {LONGEST_PATH} bytes, each name in it 255 at most"
     rule = _broken_limits(value, limits)
@@ -138,10 +141,14 @@ def _broken_choice(value: Any, choices: Tuple[str, ...]) -> str:
     return "" if value and set(value) <= set(choices) else f"some of {', '.join(choices)}"
 
 
-def is_plain_name(name: str) -> bool:
-    """Whether `runs/NAME` is a folder in runs/, with room for what is written beside it."""
+def is_folder_below(name: str) -> bool:
+    """Whether `runs/NAME` is a folder below runs/, with room for what is written beside it."""
+    return all(map(_is_plain_name, name.split("/")))
+
+
+def _is_plain_name(name: str) -> bool:
     return (0 < len(name.encode(errors="replace")) <= LONGEST_NAME and name[0] != "."
-            and "/" not in name and name.isprintable() and name == name.strip())
+            and name.isprintable() and name == name.strip())
 
 
 def is_possible_path(path: str) -> bool:
@@ -229,8 +236,8 @@ def typed(hint: Any, value: Any, where: str) -> Any:
         return _typed_mapping(get_args(hint)[1], {} if value is None else value, where)
     if hint is str and value is None:
         return ""
-    if hint is bool and isinstance(value, str) and value in _SWITCHES:
-        return _SWITCHES[value]
+    if hint is bool and isinstance(value, str) and value in SWITCHES:
+        return SWITCHES[value]
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is str and is_number:
         return str(value)

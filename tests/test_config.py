@@ -90,7 +90,9 @@ def test_off_is_a_text_and_on_a_switch(tmp_path):
     ("name: ''", "name must be one folder's name"),
     ("name: ../../elsewhere", "name must be one folder's name"),
     ("name: /tmp", "name must be one folder's name"),
-    ("name: " + 70 * "画", "name must be one folder's name: no '/', no dot in front, 1 to 200"),
+    ("name: " + 70 * "画", "name must be one folder's name, or some as a/b: no dot in front"),
+    ("name: a/../b", "name must be one folder's name"),
+    ("name: a//b", "name must be one folder's name"),
     ("data: {val: " + 300 * "x" + "}", "data.val must be a path of at most"),
     ('model: {prompt: "\\0"}', "model.prompt must be text without NUL"),
     ('model: {prompt: "\\ud83d"}', "model.prompt must be text without NUL and halves"),
@@ -137,6 +139,12 @@ def test_what_looks_like_a_number_or_date_stays_the_text_that_was_written(tmp_pa
     for text in ("010", "1:30:00", "2024-01-01", "0x1f", "off", "1_000"):
         (tmp_path / "c.yaml").write_text(f"name: {text}")
         assert load_config(tmp_path / "c.yaml").name == text
+
+
+def test_a_run_may_have_its_name_in_a_folder_of_runs(tmp_path):
+    (tmp_path / "c.yaml").write_text("name: art/joined\ntrain: {grad_checkpointing: Yes}\n")
+    config = load_config(tmp_path / "c.yaml")
+    assert (config.name, config.train.grad_checkpointing) == ("art/joined", True)
 
 
 def test_a_section_without_keys_is_all_defaults(tmp_path):

@@ -181,7 +181,7 @@ def test_options_of_sbatch_are_as_they_were_written(tmp_path: Path) -> None:
         "sbatch: {time: 1:30:00, exclusive: true, nice: 010, qos: off, hold: false, mem: }\n"
         "binds: /a:/b,c\n")
     site = load_site(str(tmp_path / "mine.yaml"))
-    assert site.sbatch == {"time": "1:30:00", "exclusive": True, "nice": "010", "qos": "off"}
+    assert site.sbatch == {"time": "1:30:00", "exclusive": True, "nice": "010"}
     assert site.binds == ("/a:/b,c",)
 
 
@@ -192,3 +192,10 @@ def test_no_profile_says_how_to_get_one() -> None:
 
 def test_the_example_profile_is_valid(repo: Path) -> None:
     assert load_site(str(repo / "configs/sites/v100.yaml")).image == str(repo / "blip_art.sif")
+
+
+def test_yes_and_no_are_switches_as_yaml_has_them(tmp_path: Path) -> None:
+    site = profile(tmp_path, "has_sacct: No\nhas_internet: YES\nsbatch: {exclusive: yes, requeue: "
+                   "no, overcommit: On, spread-job: OFF, kill-on-invalid-dep: 'yes'}\n")
+    assert (site.has_sacct, site.has_internet) == (False, True)
+    assert site.sbatch == {"exclusive": True, "overcommit": True, "kill-on-invalid-dep": "yes"}

@@ -37,6 +37,13 @@ def test_a_list_gives_runs_their_names(tmp_path: Path) -> None:
         "runs/ways/a-b-c", "runs/ways/train=x.json"]
 
 
+def test_a_value_that_is_none_keeps_the_name_of_its_run(tmp_path: Path) -> None:
+    plan = sweep(tmp_path, "config: BASE\nname: lr/first\n"
+                           "grid: {model.pretrained: ['', w.pth]}\nseeds: [1, 2]\n")
+    assert [m.run.path.as_posix() for m in plan.members()][:2] == [
+        "runs/lr/first/pretrained=_seed=1", "runs/lr/first/pretrained=_seed=2"]
+
+
 def test_keys_of_the_same_end_keep_their_section(tmp_path: Path) -> None:
     plan = sweep(tmp_path, "config: BASE\n"
                            "grid: {train.batch_size: [1, 2], generate.batch_size: [3, 4]}\n")

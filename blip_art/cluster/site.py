@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Tuple
 
 from blip_art.errors import UserError, quoted
-from blip_art.schema import build, check_limits, limited, refuse
+from blip_art.schema import SWITCHES, build, check_limits, limited, refuse
 from blip_art.strict_yaml import read_yaml
 
 ENVIRONMENT = "BLIP_ART_SITE"
+# Of sbatch's options, the one that has such a word for its value.
+_YES_OR_NO = ("kill-on-invalid-dep",)
 _RUNTIME = re.compile("apptainer|singularity")
 
 
@@ -131,7 +133,9 @@ def load_site(path: str = "", environ: Optional[Mapping[str, str]] = None) -> Si
 
 
 def _options(options: Mapping[str, Any], where: str) -> Dict[str, Any]:
-    """Options without a value are switched by true or false."""
+    """Options without a value are switched by true or false, yes or no, on or off."""
+    options = {key: SWITCHES.get(value, value) if isinstance(value, str) and key not in _YES_OR_NO
+               else value for key, value in options.items()}
     for key, value in options.items():
         if isinstance(value, (dict, list)):
             raise UserError(f"{where}.{key} must be text, a number or true, not {quoted(value)}")

@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from blip_art.config import load_config
 from blip_art.errors import UserError, quoted
 from blip_art.files import RunDir
-from blip_art.schema import build, is_plain_name, limited, refuse
+from blip_art.schema import build, is_folder_below, limited, refuse
 from blip_art.strict_yaml import parse_yaml, read_yaml
 
 # File systems allow 255 bytes a name; temporary files beside it add some.
@@ -86,8 +86,8 @@ def load_sweep(path: str, overrides: Sequence[str] = ()) -> Sweep:
     if not file.config:
         raise UserError(f"{path} must name a configuration: 'config: configs/caption_art.yaml'")
     name = file.name or Path(path).stem
-    if not is_plain_name(name):
-        refuse(path, "name", "one folder's name, without '/'", name)
+    if not is_folder_below(name):
+        refuse(path, "name", "one folder's name, or some as a/b, in runs/", name)
     settings = _settings(file, path)
     for word in overrides:
         settings = tuple(_changed(one, word) for one in settings)
@@ -135,7 +135,7 @@ def _overrides(values: Mapping[str, Any]) -> Tuple[str, ...]:
 
 def _text(value: Any) -> str:
     """What `load_config` reads as the value again."""
-    if value is None:
+    if value in (None, ""):
         return ""
     if isinstance(value, list):
         return "[" + ", ".join(map(_text, value)) + "]"

@@ -74,6 +74,15 @@ def _kept_verdict(run: RunDir, split: str, about: dict[str, str]) -> dict[str, A
     return bad if verdict["question"] == about else None
 
 
+def _read_ground_truth(file: Path) -> dict[str, Any]:
+    gt = read_json_object(file)
+    if not isinstance(gt.get("annotations"), list):
+        raise UserError(f"{file} is no COCO ground truth (it has no list 'annotations'); set "
+                        "data.val_gt='' or data.test_gt='' to make references from the list itself")
+    references_by_id(gt, str(file))
+    return {**gt, "images": gt.get("images") or []}
+
+
 def _read_verdict(run: RunDir, split: str) -> dict[str, Any]:
     """What `_check` wrote: bad pictures by their `image` entry, and what was asked.
 
@@ -101,11 +110,8 @@ def freeze_references(config: Config, run: RunDir, split: str, world: World) -> 
         pairs = load_pairs(pairs_file(config, split), split)
         gt_name = getattr(config.data, f"{split}_gt")
         gt_file = Path(config.data.annotations) / gt_name
-        gt = read_json_object(gt_file) if gt_name else ground_truth(pairs)
-        if "annotations" not in gt:
-            raise UserError(f"{gt_file} is no COCO ground truth: it has no 'annotations'; set "
-                            f"data.{split}_gt='' to make references from the list itself")
-        there = {key for key, texts in references_by_id(gt, str(gt_file)).items() if texts}
+        gt = _read_ground_truth(gt_file) if gt_name else ground_truth(pairs)
+        there = {str(entry["image_id"]) for entry in gt["annotations"]}
         pictures = unique_pictures(pairs)
         lost = [str(picture.image_id) for picture in pictures if str(picture.image_id) not in there]
         if lost:

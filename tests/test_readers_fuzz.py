@@ -87,6 +87,13 @@ def resume(folder: Path) -> None:
     read_train_log(run)
 
 
+def begin(folder: Path) -> None:
+    run = RunDir(folder / "run")
+    for path in (*run.checkpoints.iterdir(), *(row.path for row in run.predicted())):
+        path.unlink()
+    open_run(run, load_config(folder / "base.yaml"), False, ALONE)
+
+
 def status(folder: Path) -> None:
     rows, notes = survey(find_runs([str(folder / "run")]), NO_SLURM)
     shown(rows, notes).encode()
@@ -124,6 +131,7 @@ READERS: dict[str, tuple[Reader, tuple[str, ...]]] = {
     "jobs": (lambda folder: read_jobs(RunDir(folder / "run")), ("run/slurm/jobs.json",)),
     "manifest": (lambda folder: update_manifest(folder / "run", "train"), ("run/manifest.json",)),
     "resume": (resume, ("run/config.yaml", "run/manifest.json", "run/train.jsonl")),
+    "begin": (begin, ("run/manifest.json",)),
     "again": (lambda folder: what_again(RunDir(folder / "run"), []),
               ("run/state.json", "run/slurm/jobs.json")),
     "status": (status, ("run/state.json", "run/best.json", "run/train.jsonl", "run/manifest.json",

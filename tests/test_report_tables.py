@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -221,7 +222,12 @@ def test_a_run_that_an_older_version_scored_is_in_the_same_group(tmp_path):
     with_references(old, ["tree", "sun"],
                     sha256=references_hashes({"a1": ["tree", "sun"]})["sha256"])
     old.references("val").unlink()
-    assert len(comparable_groups(read_runs([new, old]))) == 1
+    other_order = with_references(make_run(tmp_path / "other", (0.5,)), ["sun", "tree"])
+    scores = read_json(old.scores("val", 0))
+    scores["references"]["count"] = 2
+    write_json(old.scores("val", 0), scores)
+    for runs in itertools.permutations([new, old, other_order]):
+        assert len(comparable_groups(read_runs(runs))) == 1
 
 
 def test_scores_against_other_references_are_named(tmp_path):

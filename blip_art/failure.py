@@ -42,7 +42,8 @@ def write_failure(run: RunDir, stage: str, failure: Failure) -> None:
     A training stays what it is when captions of its weights fail. Nothing is raised where the file
     cannot be written: the error that is at hand is the one to print.
     """
-    with contextlib.suppress(UserError):
+    # OSError: even to look for a file may fail, on a network file system that is away.
+    with contextlib.suppress(UserError, OSError):
         state = read_state(run) if stage == "predict" else State("")
         if state.name == "finished" and _is_trained(run):
             _write(run, state._replace(why=f"{_CAPTIONS}{failure.why}"))

@@ -108,8 +108,13 @@ class Peers:
 
     def _end(self) -> None:
         assert self.first
-        self.report(self.first)
-        end_now(self.first.code)
+        bound = threading.Timer(GRACE_S, os._exit, (self.first.code,))
+        bound.daemon = True  # the file system of state.json may be what hangs
+        bound.start()
+        try:
+            self.report(self.first)
+        finally:
+            end_now(self.first.code)
 
     @staticmethod
     def _send(failure: Failure | None, connection: socket.socket | None) -> bool:
@@ -137,7 +142,7 @@ def connect(rank: int, size: int, gather: Callable[[Any], list[Any]]) -> Peers:
                 return Peers(0, dict(_accept(server, token) for _ in range(size - 1)))
         port, token = gather(None)[0]
         connection = socket.create_connection((host, port), timeout=_CONNECT_S)
-        connection.settimeout(None)
+        _wait_without_limit(connection)
         connection.sendall(f"{token} {rank}\n".encode())
         return Peers(rank, {0: connection})
     except OSError as error:
@@ -159,15 +164,28 @@ def _accept(server: socket.socket, token: str) -> tuple[int, socket.socket]:
     """(rank, connection) of the next one that knows the token."""
     while True:
         connection, _ = server.accept()
-        connection.settimeout(_CONNECT_S)
-        said = _first_line(connection).split()
-        if len(said) == 2 and secrets.compare_digest(said[0], token):
-            connection.settimeout(None)
-            return int(said[1]), connection
-        connection.close()  # somebody else's, who looked for another service
+        # Somebody else's, who looked for another service or scans ports, may say or do anything.
+        with contextlib.suppress(OSError):
+            connection.settimeout(_CONNECT_S)
+            said = _first_line(connection).split()
+            if len(said) == 2 and secrets.compare_digest(said[0], token.encode()):
+                _wait_without_limit(connection)
+                return int(said[1]), connection
+        connection.close()
 
 
-def _first_line(connection: socket.socket) -> str:
+def _wait_without_limit(connection: socket.socket) -> None:
+    """Nothing is said for days; the system asks each minute, so that no firewall forgets the
+    connection, and a node that lost its power is noticed after ten."""
+    connection.settimeout(None)
+    for level, option, value in ((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+                                 (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+                                 (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 60),
+                                 (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 9)):
+        connection.setsockopt(level, option, value)
+
+
+def _first_line(connection: socket.socket) -> bytes:
     """Byte by byte, to leave what follows to the listener."""
     line = b""
     while not line.endswith(b"\n") and len(line) < 200:
@@ -175,4 +193,4 @@ def _first_line(connection: socket.socket) -> str:
         if not byte:
             break
         line += byte
-    return line.decode("ascii", errors="replace")
+    return line

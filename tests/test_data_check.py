@@ -271,3 +271,22 @@ def test_what_is_no_ground_truth_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "gt.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=r"gt\.json"):
         freeze_references(config, run, "val", World(0, 1, torch.device("cpu")))
+
+
+@pytest.mark.parametrize(("fault", "why"), [
+    ("raise PermissionError(13, 'Permission denied')", "Permission denied"),
+    ("raise OSError(116, 'Stale file handle')", "Stale file handle"),
+    ("raise MemoryError", "not enough memory to decode it"), ("os._exit(9)", "died")])
+def test_a_fault_that_is_not_the_files_is_looked_at_again(folder, tmp_path, monkeypatch, fault,
+                                                          why):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "def hook(event, args):\n"
+        "    if event in ('open', 'os.open') and str(args[0]).endswith('pictures/3.png'):\n"
+        f"        {fault}\n"
+        "sys.addaudithook(hook)\n")
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+        assert why in find_bad_pictures(folder, GOOD).pop("3.png")
+    assert len(lines(folder)) == len(GOOD) - 1
+    assert find_bad_pictures(folder, GOOD) == {}

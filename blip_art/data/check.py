@@ -35,7 +35,14 @@ from typing import (
 import PIL
 
 from blip_art.data.checked import PATIENCE_S, KeptChecks, Writer
-from blip_art.data.pictures import CHECKED_SIDE, UNREADABLE, decode, find_picture, reason
+from blip_art.data.pictures import (
+    CHECKED_SIDE,
+    UNREADABLE,
+    decode,
+    find_picture,
+    is_passing,
+    reason,
+)
 from blip_art.data.progress import progress
 from blip_art.data.workers import end_with_parent
 from blip_art.errors import UserError
@@ -63,6 +70,14 @@ class Located(NamedTuple):
     status: Optional[os.stat_result]
     """None: missing."""
     reason: str = ""
+
+
+class Verdict(NamedTuple):
+    """Why a picture cannot be decoded ('': it can)."""
+
+    reason: str
+    is_passing: bool = False
+    """Memory, permissions or the machine are at fault, so it is not kept."""
 
 
 def find_bad_pictures(images_root: PathLike, names: Sequence[str], workers: Optional[int] = None,
@@ -141,7 +156,8 @@ def _check_kept(pictures: Sequence[Located], workers: Optional[int],
         if writer is None:
             _say(f"what is found of the pictures in {folder} cannot be kept, there or in "
                  f"{kept.places[-1].parent}: every run looks at all of them again")
-            return {**found, **{p.name: why for p, why in _decode_all(left, workers)}}
+            return {**found, **{p.name: verdict.reason
+                                for p, verdict in _decode_all(left, workers)}}
         with writer.turn(_say, patience_s):
             kept.reload()  # the one before us has perhaps done it
             more, left = _look_up(kept, left)
@@ -176,10 +192,11 @@ def _decode_and_keep(kept: KeptChecks, writer: Writer, pictures: Sequence[Locate
     fresh: List[Tuple[str, os.stat_result, str]] = []
     written = time.monotonic()
     try:
-        for picture, why in _decode_all(pictures, workers):
+        for picture, verdict in _decode_all(pictures, workers):
             assert picture.status
-            found[picture.name] = why
-            fresh.append((_key(kept, picture), picture.status, why))
+            found[picture.name] = verdict.reason
+            if not verdict.is_passing:
+                fresh.append((_key(kept, picture), picture.status, verdict.reason))
             if time.monotonic() - written > _KEEP_EVERY_S:
                 writer.append(fresh)
                 fresh, written = [], time.monotonic()
@@ -189,15 +206,15 @@ def _decode_and_keep(kept: KeptChecks, writer: Writer, pictures: Sequence[Locate
 
 
 def _decode_all(pictures: Sequence[Located],
-                workers: Optional[int]) -> Iterator[Tuple[Located, str]]:
-    """Each picture with why it cannot be decoded ('': it can), in order."""
+                workers: Optional[int]) -> Iterator[Tuple[Located, Verdict]]:
+    """Each picture with what was found, in order."""
     cores = len(os.sched_getaffinity(0)) if workers is None else max(1, workers)
     processes = min(cores, -(-len(pictures) // _PICTURES_A_PROCESS))
-    reasons = _reasons([list(part) for part in _parts(pictures)], processes)
-    yield from zip(pictures, progress(reasons, "checking pictures", "pictures", len(pictures)))
+    verdicts = _verdicts([list(part) for part in _parts(pictures)], processes)
+    yield from zip(pictures, progress(verdicts, "checking pictures", "pictures", len(pictures)))
 
 
-def _reasons(parts: List[List[Located]], processes: int) -> Iterator[str]:
+def _verdicts(parts: List[List[Located]], processes: int) -> Iterator[Verdict]:
     """In processes of their own: a picture may take all memory, and what it took is given back.
 
     When one of them dies, the pictures that it may have died of are decoded one after the other.
@@ -205,10 +222,10 @@ def _reasons(parts: List[List[Located]], processes: int) -> Iterator[str]:
     while parts:
         done = 0
         try:
-            for reasons in _in_processes(_check, [[p.path for p in part] for part in parts],
-                                         processes):
+            for verdicts in _in_processes(_check, [[p.path for p in part] for part in parts],
+                                          processes):
                 done += 1
-                yield from reasons
+                yield from verdicts
             return
         except BrokenProcessPool:
             handed_out = done + processes + 2  # a call waits in the queue, and one is on the way
@@ -216,16 +233,16 @@ def _reasons(parts: List[List[Located]], processes: int) -> Iterator[str]:
             parts = parts[handed_out:]
 
 
-def _one_by_one(paths: List[str]) -> Iterator[str]:
+def _one_by_one(paths: List[str]) -> Iterator[Verdict]:
     while paths:
         done = 0
         try:
-            for why in _in_processes(_why_not, paths, 1):
+            for verdict in _in_processes(_check_one, paths, 1):
                 done += 1
-                yield why
+                yield verdict
             return
         except BrokenProcessPool:
-            yield "the process that decoded it died, perhaps of too little memory"
+            yield Verdict("the process that decoded it died, perhaps of too little memory", True)
             paths = paths[done + 1:]
 
 
@@ -258,16 +275,16 @@ def _begin_process() -> None:
     end_with_parent()
 
 
-def _check(paths: Iterable[str]) -> List[str]:
-    return [_why_not(path) for path in paths]
+def _check(paths: Iterable[str]) -> List[Verdict]:
+    return [_check_one(path) for path in paths]
 
 
-def _why_not(path: str) -> str:
+def _check_one(path: str) -> Verdict:
     try:
         decode(path, CHECKED_SIDE)
     except UNREADABLE as error:
-        return reason(error) or type(error).__name__
-    return ""
+        return Verdict(reason(error) or type(error).__name__, is_passing(error))
+    return Verdict("")
 
 
 def _say(line: str) -> None:

@@ -7,6 +7,7 @@ the folder of the pictures, or, where that cannot be written to (a squashfs, som
 the user's cache. What is believed decides which pictures are trained on, so a file counts only
 where its owner could as well have changed the pictures: it is the user's own, root's, or that of
 the folder's or the picture's owner; never one that anybody may write to, and never a link.
+What is no property of the file (permissions, too little memory) is not kept.
 """
 
 from __future__ import annotations

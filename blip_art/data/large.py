@@ -35,7 +35,7 @@ BANDS_LIMIT = 4_000_000_000
 # As many whole rows are held at once.
 _LARGEST_FACTOR = 64
 _TIMEOUT_S = 600
-UNREADABLE_CODE = 3
+UNREADABLE_CODE, PASSING_CODE = 3, 4
 _ROOT = str(Path(__file__).resolve().parents[2])
 _CHILD = ("import sys; sys.path.insert(0, sys.argv[1]); "
           "from blip_art.data.pictures import decode_for_parent; decode_for_parent(*sys.argv[2:])")
@@ -46,6 +46,10 @@ _SIZE = struct.Struct("<II")
 
 class TooManyPixels(ValueError):
     """A picture that would take too much memory."""
+
+
+class NotDecoded(OSError):
+    """What decoded a picture has not come to its end, whatever the picture is."""
 
 
 class Wanted(NamedTuple):
@@ -150,16 +154,17 @@ def _decode_in_child(path: PathLike, wanted: Wanted) -> Image.Image:
         except BaseException as error:
             process.kill()
             if isinstance(error, subprocess.TimeoutExpired):
-                raise OSError(f"not decoded within {_TIMEOUT_S} seconds") from error
+                raise NotDecoded(f"not decoded within {_TIMEOUT_S} seconds") from error
             raise
     if process.returncode:
-        raise OSError(_why(process.returncode, err.decode(errors="replace")))
+        why = _why(process.returncode, err.decode(errors="replace"))
+        raise OSError(why) if process.returncode == UNREADABLE_CODE else NotDecoded(why)
     return Image.frombytes("RGB", _SIZE.unpack_from(out), memoryview(out)[_SIZE.size:])
 
 
 def _why(code: int, said: str) -> str:
     last = said.strip().rpartition("\n")[2]
-    if code == UNREADABLE_CODE:
+    if code in (UNREADABLE_CODE, PASSING_CODE):
         return last
     if code == -signal.SIGKILL:
         return "its decoder was killed, as when memory runs out"

@@ -20,7 +20,9 @@ from PIL import Image, UnidentifiedImageError
 from blip_art.data.large import (
     LARGE,
     LIMIT,
+    PASSING_CODE,
     UNREADABLE_CODE,
+    NotDecoded,
     Wanted,
     check_pixels,
     decode_large,
@@ -127,7 +129,14 @@ def decode_for_parent(path: str, smallest_side: str, limit: str) -> None:
             write_picture(decode_large(path, file, picture, wanted))
     except UNREADABLE as error:
         print(reason(error), file=sys.stderr)
-        sys.exit(UNREADABLE_CODE)
+        sys.exit(PASSING_CODE if is_passing(error) else UNREADABLE_CODE)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same file may be decoded another time: not its content is at fault, but
+    permissions, a file system or too little memory."""
+    return (isinstance(error, (MemoryError, NotDecoded))
+            or getattr(error, "errno", None) is not None)
 
 
 def reason(error: BaseException) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from blip_art.data.check import find_bad_pictures, name_bad, refuse_bad
 from blip_art.data.datasets import Pair, ground_truth, load_pairs, unique_pictures
 from blip_art.distributed import World
 from blip_art.errors import UserError
-from blip_art.files import RunDir, read_json_object, write_json
+from blip_art.files import RunDir, read_json, read_json_object, write_json
 from blip_art.manifest import sha256_of_file
-from blip_art.score.coco import references_by_id
+from blip_art.score.coco import LONE_SURROGATES, references_by_id
 
 
 def pairs_file(config: Config, split: str) -> Path:
@@ -74,15 +75,6 @@ def _kept_verdict(run: RunDir, split: str, about: dict[str, str]) -> dict[str, A
     return bad if verdict["question"] == about else None
 
 
-def _read_ground_truth(file: Path) -> dict[str, Any]:
-    gt = read_json_object(file)
-    if not isinstance(gt.get("annotations"), list):
-        raise UserError(f"{file} is no COCO ground truth (it has no list 'annotations'); set "
-                        "data.val_gt='' or data.test_gt='' to make references from the list itself")
-    references_by_id(gt, str(file))
-    return {**gt, "images": gt.get("images") or []}
-
-
 def _read_verdict(run: RunDir, split: str) -> dict[str, Any]:
     """What `_check` wrote: bad pictures by their `image` entry, and what was asked.
 
@@ -92,8 +84,8 @@ def _read_verdict(run: RunDir, split: str) -> dict[str, Any]:
     path = run.bad_pictures(split)
     verdict = read_json_object(path)
     if not isinstance(verdict.get("bad"), dict) or "question" not in verdict:
-        raise UserError(f"{path} is not as training wrote it; put the whole file back: which "
-                        "pictures the run was made without stands only there")
+        raise UserError(f"{path} is not as training wrote it, and the order of the data depends "
+                        "on it; put the whole file there, or choose another --run")
     return verdict
 
 
@@ -110,7 +102,7 @@ def freeze_references(config: Config, run: RunDir, split: str, world: World) -> 
         pairs = load_pairs(pairs_file(config, split), split)
         gt_name = getattr(config.data, f"{split}_gt")
         gt_file = Path(config.data.annotations) / gt_name
-        gt = _read_ground_truth(gt_file) if gt_name else ground_truth(pairs)
+        gt = _read_truth(gt_file, f"data.{split}_gt") if gt_name else ground_truth(pairs)
         there = {str(entry["image_id"]) for entry in gt["annotations"]}
         pictures = unique_pictures(pairs)
         lost = [str(picture.image_id) for picture in pictures if str(picture.image_id) not in there]
@@ -120,6 +112,17 @@ def freeze_references(config: Config, run: RunDir, split: str, world: World) -> 
                             f"data.{split}_gt='' to make references from the list itself")
         skipped = {str(p.image_id) for p in pictures if p.image in bad}
         write_json(run.references(split), {**gt, **{
-            key: [entry for entry in gt[key] if str(entry[id_name]) not in skipped]
+            key: [entry for entry in gt.get(key) or () if str(entry[id_name]) not in skipped]
             for key, id_name in (("images", "id"), ("annotations", "image_id"))}})
     world.on_main(write)
+
+
+def _read_truth(path: Path, setting: str) -> dict[str, Any]:
+    """A user's COCO ground truth, with whole characters only: halves cannot be written again."""
+    text = json.dumps(read_json(path), ensure_ascii=False)
+    gt = json.loads(LONE_SURROGATES.sub("\ufffd", text))
+    references_by_id(gt, str(path))  # names the entry that is wrong
+    if not isinstance(gt, dict) or "annotations" not in gt:
+        raise UserError(f"{path} must be COCO ground truth, an object with annotations and images; "
+                        f"or set {setting}='' to make references from the list itself")
+    return gt

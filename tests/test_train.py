@@ -288,6 +288,50 @@ def test_the_verdict_on_pictures_belongs_to_their_folder(with_bad_pictures, tmp_
         readable_pairs(load_config(with_bad_pictures), run, "train", ALONE)
 
 
+def test_the_order_of_the_data_stays_where_only_the_checkpoint_before_is_left(
+        with_bad_pictures, tmp_path):
+    config, run = load_config(with_bad_pictures, ["data.bad_pictures=skip"]), RunDir(tmp_path / "r")
+    before = readable_pairs(config, run, "train", ALONE)
+    write_json(run.previous_checkpoint, [])  # killed between two renames
+    shutil.copy(tmp_path / "pictures" / "train_1.png", tmp_path / "pictures" / "train_5.png")
+    assert readable_pairs(config, run, "train", ALONE) == before
+
+
+@pytest.mark.parametrize("wrong", [[], {}, {"bad": []}, {"bad": {}}, {"question": {}, "bad": 3}])
+def test_a_damaged_list_of_bad_pictures_is_named(with_bad_pictures, tmp_path, wrong):
+    config, run = load_config(with_bad_pictures, ["data.bad_pictures=skip"]), RunDir(tmp_path / "r")
+    write_json(run.last_checkpoint, [])
+    write_json(run.bad_pictures("train"), wrong)
+    with pytest.raises(UserError, match=r"bad_pictures/train\.json .*put (a|the) whole file there"):
+        readable_pairs(config, run, "train", ALONE)
+
+
+ROWS = [{"image_id": number, "caption": "a sun"} for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("truth", [
+    [], {}, ROWS, {"annotations": [3]}, {"annotations": [{}]}, {"annotations": 3},
+    {"annotations": ROWS, "images": [{}]}, {"annotations": [{"image_id": 1}]}])
+def test_ground_truth_of_another_shape_is_named(tmp_path, truth):
+    config = load_config(write_mini(tmp_path, train=1, val=3), ["data.val_gt=truth.json"])
+    write_json(tmp_path / "truth.json", truth)
+    run = RunDir(tmp_path / "r")
+    readable_pairs(config, run, "val", ALONE)
+    with pytest.raises(UserError, match=r"truth\.json"):
+        freeze_references(config, run, "val", ALONE)
+
+
+def test_half_an_emoji_in_the_ground_truth_stops_no_run(tmp_path):
+    config = load_config(write_mini(tmp_path, train=1, val=3), ["data.val_gt=truth.json"])
+    rows = [{**row, "caption": "a sun \ud83d"} for row in ROWS]
+    (tmp_path / "truth.json").write_text(json.dumps({"annotations": rows}))
+    run = RunDir(tmp_path / "r")
+    readable_pairs(config, run, "val", ALONE)
+    freeze_references(config, run, "val", ALONE)
+    frozen = read_json(run.references("val"))
+    assert [row["caption"] for row in frozen["annotations"]] == 3 * ["a sun \ufffd"]
+
+
 def test_a_picture_that_is_lost_later_moves_no_other_pair(config, tmp_path, capsys):
     shutil.copytree(config.parent, tmp_path / "data")
     loaded = load_config(config, ["data.bad_pictures=skip", f"data.images={tmp_path}/data/pictures",
@@ -309,7 +353,8 @@ def test_a_picture_that_is_lost_later_moves_no_other_pair(config, tmp_path, caps
 
 
 def test_ground_truth_without_a_picture_of_the_list_is_named(config, tmp_path):
-    write_json(config.parent / "gt.json", {"images": [], "annotations": []})
+    other = [{"image_id": "another", "caption": "a sun"}]
+    write_json(config.parent / "gt.json", {"images": [], "annotations": other})
     loaded = load_config(config, ["data.val_gt=gt.json"])
     readable_pairs(loaded, RunDir(tmp_path), "val", ALONE)
     with pytest.raises(UserError, match=r"gt\.json has no reference for 7 pictures"):

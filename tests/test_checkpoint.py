@@ -160,6 +160,20 @@ def test_all_ranks_go_back_when_one_reads_damage(
     assert equal(fresh.state(), saved[1])
 
 
+@pytest.mark.parametrize("error", [
+    MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), OSError(5, "I/O")])
+def test_a_whole_checkpoint_that_cannot_be_loaded_today_is_not_given_up(
+        run: RunDir, fresh: Side, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    newest = run.last_checkpoint.read_bytes()
+
+    def load(path: Path, **options: Any) -> Any:
+        raise error
+    monkeypatch.setattr("torch.load", load)
+    with pytest.raises(UserError, match=r"cannot load .*last\.pt, which is whole \(.*--resume"):
+        fresh.load(run)
+    assert run.last_checkpoint.read_bytes() == newest
+
+
 def test_a_training_goes_on_from_the_checkpoint_before(
         config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, other = RunDir(tmp_path / "run"), RunDir(tmp_path / "other")

@@ -21,7 +21,7 @@ import torch
 
 from blip_art.digest import BLANK, LENGTH, check_digest, write_digest
 from blip_art.distributed import World
-from blip_art.errors import UserError
+from blip_art.errors import UserError, error_line
 from blip_art.files import RunDir, sync, written_aside
 from blip_art.model.captioner import BlipCaptioner
 from blip_art.model.unpickle import load_pth
@@ -143,6 +143,7 @@ def _read_together(path: Path, world: World) -> tuple[dict[str, Any] | None, str
 
 
 def read_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Any] | None, _Verdict]:
+    digest = ""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
             return None, _Verdict(damage=f"{path} is no file")
@@ -158,6 +159,10 @@ def read_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Any] | 
             return None, _Verdict(damage=f"{path} is damaged (its digest is missing)")
         return saved, _Verdict(content=digest or str(saved["progress"]))
     except UserError as error:
+        if digest:  # it is whole: memory was short, or the device failed
+            return None, _Verdict(error=f"cannot load {path}, which is whole "
+                                  f"({error_line(error.__cause__ or error)}); start again with "
+                                  "--resume")
         return None, _Verdict(damage=str(error).removesuffix("; fetch it again"))
     except OSError as error:
         return None, _Verdict(error=f"cannot read {path}: {error.strerror}; start again with "

@@ -23,6 +23,8 @@ NOTE = "BLIP_ART_RUN_NOTE"
 # Signals that ask to stop: what ends by one has not failed.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _CAPTIONS = "captions have failed: "
+# What the other ranks say of one that is gone; who started it knows more.
+LOST = "ended without a message (killed? often there is not enough memory)"
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ def _is_trained(run: RunDir) -> bool:
 def note_run(run: RunDir, stage: str) -> None:
     """Tell who started this rank which run is its own."""
     if NOTE in os.environ:
-        write_json(os.environ[NOTE], {"run": str(run.path.resolve()), "stage": stage},
-                   durable=False)
+        write_json(os.environ[NOTE], {"run": str(run.path.resolve()), "stage": stage,
+                                      "state_ns": _changed_ns(run)}, durable=False)
 
 
 @contextlib.contextmanager
@@ -91,11 +93,35 @@ def run_note() -> Iterator[Path]:
 
 
 def write_killed(note: Path, rank: int, number: int) -> str:
-    """Record that a rank was ended by a signal, of which it could not tell; returns the reason."""
+    """Record that a rank was ended by a signal, of which it could not tell; returns the reason.
+
+    Where a rank has recorded a failure before, that is the reason: NCCL aborts a process whose peer
+    has ended. But a SIGKILL is the cause, whatever error it led to elsewhere.
+    """
     name = signal.Signals(number).name
     why = f"rank {rank} was ended by {name}"
     why += " (often: not enough memory)" if name == "SIGKILL" else ""
     if number not in STOP_SIGNALS and note.exists():
         noted = read_json(note)
-        write_failure(RunDir(noted["run"]), noted["stage"], Failure(rank, EXIT_FAILED, why))
+        run = RunDir(noted["run"])
+        first = _first_reason(run) if _changed_ns(run) != noted["state_ns"] else ""
+        if first and LOST not in first and name != "SIGKILL":
+            return first
+        write_failure(run, noted["stage"], Failure(rank, EXIT_FAILED, why))
     return why
+
+
+def _changed_ns(run: RunDir) -> int:
+    """When state.json was written last, by the clock of its file system."""
+    with contextlib.suppress(OSError):
+        return run.state.stat().st_mtime_ns
+    return 0
+
+
+def _first_reason(run: RunDir) -> str:
+    with contextlib.suppress(UserError, OSError):
+        said = _state(run)
+        why = str(said.get("why") or "")
+        if said.get("state") == "failed" or why.startswith(_CAPTIONS):
+            return why.removeprefix(_CAPTIONS)
+    return ""

@@ -23,7 +23,7 @@ from dataclasses import asdict
 from typing import Any
 
 from blip_art.errors import EXIT_FAILED, UserError, end_now
-from blip_art.failure import NOTE, Failure
+from blip_art.failure import LOST, NOTE, Failure
 
 # After the first failure there is nothing left to do but to end; a rank that has not ended by
 # itself after this long is stuck in a collective or in its own cleaning up.
@@ -31,7 +31,6 @@ GRACE_S = 10.0
 # An error that a lost peer causes comes in the same moment as the news that the peer is lost.
 NEWS_S = 2.0
 _ANSWER_S, _CONNECT_S = 5.0, 60.0
-LOST = "ended without a message (killed? often there is not enough memory)"
 
 
 class Peers:

@@ -5,21 +5,23 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from queue import Queue
 from typing import Any
 
 import pytest
 
 from blip_art import peers
-from blip_art.failure import Failure, write_failure
-from blip_art.files import RunDir
-from blip_art.peers import LOST, Peers, connect
+from blip_art.failure import LOST, Failure, note_run, run_note, write_failure, write_killed
+from blip_art.files import RunDir, read_json, write_json
+from blip_art.peers import Peers, connect
 from tests.conftest import REPO
 
 # The ranks of these tests are threads of pytest, which is not to end with them.
@@ -99,8 +101,28 @@ def test_a_rank_ends_where_the_failure_cannot_be_recorded(record: str) -> None:
 
 
 def test_a_file_system_that_is_away_hides_no_error(
-        tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stat(*args: Any, **options: Any) -> None:
         raise OSError(116, "Stale file handle")
     monkeypatch.setattr("pathlib.Path.stat", stat)
     write_failure(RunDir(tmp_path), "predict", Failure(0, 1, LOST))
+
+
+OLD, LOSS = "rank 2: of the start before", "rank 1: RuntimeError: the loss is lost"
+
+
+@pytest.mark.parametrize(("recorded", "number", "first"), [
+    (LOSS, signal.SIGABRT, LOSS),  # by NCCL, whose peer has ended
+    (f"rank 0 {LOST}", signal.SIGABRT, "rank 0 was ended by SIGABRT"),
+    (LOSS, signal.SIGKILL, "rank 0 was ended by SIGKILL (often: not enough memory)"),
+    ("", signal.SIGABRT, "rank 0 was ended by SIGABRT")])
+def test_the_first_reason_stays_when_other_ranks_are_aborted(
+        tmp_path: Path, recorded: str, number: int, first: str) -> None:
+    run = RunDir(tmp_path / "run")
+    write_json(run.state, {"state": "failed", "why": OLD})
+    with run_note() as note:
+        note_run(run, "train")
+        if recorded:
+            write_failure(run, "train", Failure(1, 1, recorded))
+        assert write_killed(note, 0, number) == first
+    assert read_json(run.state) == {"state": "failed", "why": first}

@@ -204,6 +204,13 @@ def test_a_picture_that_went_bad_in_training_ends_it_or_the_next_pair_takes_its_
         dataset[0, 3]
 
 
+def test_a_picture_that_went_bad_may_have_any_number_of_captions(pictures):
+    pairs = [Pair(f"{n}.png", (f"Caption {n}.",), str(n)) for n in [0] * 40 + [1]]
+    dataset = TrainDataset(pairs, pictures, 32, skip_bad=True)
+    (pictures / "0.png").unlink()
+    assert dataset[0, 5][1] == "caption 1"
+
+
 def test_every_caption_of_a_picture_is_trained_on(pictures):
     assert len(TrainDataset([Pair("0.png", ("one", "two"), 1)], pictures, 32)) == 2
 

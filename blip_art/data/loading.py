@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import sys
-from typing import List, Sequence, Tuple
+from typing import List, Sequence, Set, Tuple
 
 import torch
 from PIL import Image
@@ -50,23 +50,27 @@ class TrainDataset(Dataset[Tuple[torch.Tensor, str]]):
             torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
             return self.transform(picture), caption
 
-
     def _read(self, index: int) -> Tuple[Image.Image, str]:
         """The picture and caption of a pair; with `skip_bad`, of the next pair that can be read.
 
         To leave a pair out would move all others to other batches. A neighbour in its place
         depends on nothing but the pictures: a resumed run sees the same.
         """
-        for step in range(_MOST_SKIPPED):
+        tried: Set[str] = set()  # split lists name a picture once for each of its phrases
+        for step in range(len(self.samples)):
             image, caption = self.samples[(index + step) % len(self.samples)]
+            if image in tried:
+                continue
+            tried.add(image)
             try:
                 path = find_picture(self.images_root, image)
                 return read_picture(path, self.smallest_side), caption
             except UserError as error:
-                if not self.skip_bad or step == _MOST_SKIPPED - 1:
-                    raise
+                failed = error
+                if not self.skip_bad or len(tried) == _MOST_SKIPPED:
+                    break
                 _say_once(f"{error}; until then the next pair takes its place")
-        raise AssertionError(index)
+        raise failed
 
 
 @functools.cache

@@ -125,7 +125,8 @@ def _in_parallel(work: functools.partial[Outcome], names: List[str],
     if workers < 2 or len(names) < 2:
         yield from map(work, names)
         return
-    # fork, as in check.py; Ctrl-C is the parent's to answer.
+    # fork: the command has no threads, and imports need not be made again. Ctrl-C is the parent's
+    # to answer.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"),
                                signal.signal, (signal.SIGINT, signal.SIG_IGN))
     try:

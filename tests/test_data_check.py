@@ -9,17 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
-from blip_art.config import Config, config_from_dict
 from blip_art.data import checked
 from blip_art.data.check import DECODER, find_bad_pictures
 from blip_art.data.checked import NAME, KeptChecks
-from blip_art.distributed import World
-from blip_art.errors import UserError
-from blip_art.files import RunDir, write_json
-from blip_art.readable import freeze_references, readable_pairs
 from blip_art.score.lock import taken
 
 GOOD = [f"{number}.png" for number in range(6)]
@@ -241,36 +235,6 @@ def test_a_picture_that_kills_its_process_is_named(folder, tmp_path, monkeypatch
     bad = find_bad_pictures(folder, [*GOOD[:3], "deadly_1.png", *GOOD[3:], "deadly_2.png"])
     assert set(bad) == {"deadly_1.png", "deadly_2.png"}
     assert "process that decoded it died" in bad["deadly_1.png"]
-
-
-def a_run(tmp_path: Path) -> tuple[Config, RunDir]:
-    """One picture that is captioned, in a run that has looked for bad ones."""
-    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
-    write_json(tmp_path / "list.json", [{"image": "a.png", "caption": "a lion", "image_id": "1"}])
-    run = RunDir(tmp_path / "run")
-    write_json(run.predictions("val", 0), [{"image_id": "1", "caption": "a lion"}])
-    write_json(run.bad_pictures("val"), {"question": {}, "bad": {}})
-    return config_from_dict({"data": {
-        "images": str(tmp_path), "annotations": str(tmp_path), "train": "list.json",
-        "val": "list.json", "val_gt": "gt.json"}}), run
-
-
-@pytest.mark.parametrize("content", ["[]", "5", "{}", '{"bad": 5}', '{"bad": []}'])
-def test_a_damaged_list_of_bad_pictures_is_named(tmp_path: Path, content: str) -> None:
-    config, run = a_run(tmp_path)
-    run.bad_pictures("val").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=r"bad_pictures/val\.json"):
-        readable_pairs(config, run, "val", World(0, 1, torch.device("cpu")))
-
-
-@pytest.mark.parametrize("content", [
-    "[]", "{}", '{"annotations": 5}', '{"annotations": [5], "images": []}', '{"1": ["a lion"]}',
-    '{"annotations": [{"image_id": "1", "caption": "a lion"}], "images": [{}]}'])
-def test_what_is_no_ground_truth_is_named(tmp_path: Path, content: str) -> None:
-    config, run = a_run(tmp_path)
-    (tmp_path / "gt.json").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=r"gt\.json"):
-        freeze_references(config, run, "val", World(0, 1, torch.device("cpu")))
 
 
 @pytest.mark.parametrize(("fault", "why"), [

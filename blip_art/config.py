@@ -190,7 +190,7 @@ def load_config(path: PathLike, overrides: Iterable[str] = ()) -> Config:
     """
     values = read_yaml(path, "configuration", "see configs/ for examples")
     for override in overrides:
-        _apply_override(values, override)
+        _apply_override(values, override, str(path))
     return config_from_dict(values, where=str(path))
 
 
@@ -242,7 +242,7 @@ def _flat(values: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:
     return flat
 
 
-def _apply_override(values: Dict[str, Any], override: str) -> None:
+def _apply_override(values: Dict[str, Any], override: str, path: str) -> None:
     key, equals, text = override.partition("=")
     where = f"override {quoted(override)}"
     if not equals or not key:
@@ -254,7 +254,7 @@ def _apply_override(values: Dict[str, Any], override: str) -> None:
             values[section] = {}
         values = values[section]
         if not isinstance(values, dict):
-            raise UserError(f"{where}: '{section}' is a value, not a section")
+            raise UserError(f"{where}: '{section}' is a value in {path}, not a section")
     value = parse_yaml(text, where) if text else ""
     if isinstance(value, dict) or isinstance(values.get(leaf), dict):
         raise UserError(f"{where} would replace a whole section; name one key, "

@@ -120,8 +120,7 @@ def _changed_ns(run: RunDir) -> int:
 
 def _first_reason(run: RunDir) -> str:
     with contextlib.suppress(UserError, OSError):
-        said = _state(run)
-        why = str(said.get("why") or "")
-        if said.get("state") == "failed" or why.startswith(_CAPTIONS):
-            return why.removeprefix(_CAPTIONS)
+        state = read_state(run)
+        if state.name == "failed" or state.why.startswith(_CAPTIONS):
+            return state.why.removeprefix(_CAPTIONS)
     return ""

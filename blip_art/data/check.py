@@ -44,7 +44,7 @@ from blip_art.data.pictures import (
     reason,
 )
 from blip_art.data.progress import progress
-from blip_art.data.workers import end_with_parent
+from blip_art.data.workers import end_with_parent, start_resource_tracker
 from blip_art.errors import UserError
 from blip_art.files import PathLike
 
@@ -247,6 +247,7 @@ def _one_by_one(paths: List[str]) -> Iterator[Verdict]:
 
 
 def _in_processes(work: Callable[[Any], T], items: Sequence[Any], processes: int) -> Iterator[T]:
+    start_resource_tracker()
     # Fresh interpreters: a copy of this process may wait for a lock that no thread opens any more.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"),
                                _begin_process)

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, Dict, Iterable, Iterator, Tuple
 
 from blip_art.errors import EXIT_FAILED, UserError
@@ -86,16 +86,25 @@ def _start_server(ignored: Tuple[int, ...]) -> None:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     main = [spec.name] if spec and not spec.name.endswith("__main__") else []
     forkserver.set_forkserver_preload([*PRELOADED, *main])
+    start_resource_tracker()
     # Ignored signals stay ignored over exec and fork; handlers do not.
     before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
-    warnings = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = f"{warnings},{_NO_WARNING}" if warnings else _NO_WARNING
     try:
         forkserver.ensure_running()
     finally:
-        if warnings is None:
-            del os.environ["PYTHONWARNINGS"]
-        else:
-            os.environ["PYTHONWARNINGS"] = warnings
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@functools.cache
+def start_resource_tracker() -> None:
+    """Before the first process pool or loader, or the tracker of these starts with its warning."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = f"{before},{_NO_WARNING}" if before else _NO_WARNING
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before

@@ -17,7 +17,7 @@ import time
 import zlib
 from collections import Counter
 from pathlib import Path
-from typing import IO, Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import IO, Any, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 from blip_art.errors import UserError, quoted
 from blip_art.outputs import PathLike, final_target, is_stream, passed_into
@@ -173,7 +173,7 @@ def _content(path: PathLike) -> bytes:
     return data
 
 
-def _read_bounded(file: IO[bytes]) -> bytes:
+def _read_bounded(file: Union[IO[bytes], gzip.GzipFile]) -> bytes:
     """All there is, or a block more than MAX_BYTES; read(n) would take n bytes of memory first."""
     blocks: List[bytes] = []
     while len(blocks) * BLOCK_BYTES <= MAX_BYTES:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from blip_art.cluster.record import Submitted, record_jobs
 from blip_art.cluster.slurm import Completed, Slurm
 from blip_art.cluster.status import cancelled_note, survey
 from blip_art.errors import UserError
@@ -30,6 +32,9 @@ from blip_art.run_state import (
     sha256_of,
     unscored,
 )
+from blip_art.score.claims import TABLE, Claims
+from blip_art.score.lock import taken
+from blip_art.score.parse_cache import text_key
 from blip_art.score.summary import PER_PICTURE, Summaries, summary_first
 
 SCORES = {"split": "val", "epoch": 0, "metrics": {"SPICE": 0.5}, "failed": {},
@@ -186,3 +191,25 @@ def test_what_the_scorer_chose_is_read_and_damage_is_told(run: RunDir) -> None:
         write_text(run.best, damage)
         with pytest.raises(UserError, match="best.json"):
             read_best(run)
+
+
+def test_a_run_whose_process_is_gone_is_lost_where_slurm_cannot_be_asked(run: RunDir) -> None:
+    write_json(run.state, {"state": "running"})
+    with taken(run.training_lock):
+        pass
+    record_jobs(run, [Submitted("train", "7")])
+
+    def no_slurm(argv: Any) -> Completed:
+        raise FileNotFoundError
+
+    [row], notes = survey([run], Slurm(no_slurm))
+    assert (row.state, len(notes)) == ("lost", 1)
+
+
+@pytest.mark.parametrize("owner", ["host", "", None, "host x y"])
+def test_a_damaged_claim_of_a_parse_is_void(tmp_path: Path, owner: Any) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "parses")) as file, file:
+        file.execute(TABLE)
+        file.execute("INSERT INTO claims VALUES (?, ?, 100)", [text_key("v", "a lion"), owner])
+    with Claims(tmp_path / "parses", "v", 1) as claims:
+        assert claims.take(["a lion"]) == ["a lion"]

@@ -248,7 +248,7 @@ def _at_rest(folder: Folder, answers: Answers) -> Tuple[str, str]:
         return "cancelled", "'launch.py resume' goes on"
     if folder.jobs and answers.asked:
         return _last_ended(folder, answers)
-    if folder.jobs:
+    if folder.jobs and not (state.name == "running" and folder.alive is False):
         return state.name or "submitted", state.why
     return _without_job(folder) if state.name == "running" else (state.name or "new", state.why)
 

@@ -136,6 +136,8 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _may_live(owner: str) -> bool:
-    """False for a process of this host that has ended."""
-    host, pid = owner.split(" ")[:2]
+    """False for a process of this host that has ended, and for what no process of ours wrote."""
+    host, pid, *_ = [*str(owner).split(" "), "", ""]
+    if not pid.isdecimal():
+        return False
     return host != os.uname().nodename or state_of(int(pid)) not in ("", "Z", "X")

@@ -215,6 +215,21 @@ def test_a_killed_check_loses_no_work_and_leaves_no_process(slow, folder):
     assert len(lines(folder)) == done
 
 
+def test_a_signal_to_all_processes_of_a_step_kills_no_decoder(slow, folder):
+    command = [slow[0], "-c", "import signal, sys, runpy\n"
+               "signal.signal(signal.SIGUSR1, lambda *ignored: None)  # as captioning does\n"
+               "runpy.run_module('blip_art.data', run_name='__main__', alter_sys=True)", *slow[3:]]
+    check = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: (folder / NAME).exists() and lines(folder))
+    before = children(check.pid)
+    for pid in before:
+        os.kill(int(pid), signal.SIGUSR1)
+    time.sleep(0.5)
+    assert children(check.pid) == before
+    check.kill()
+    check.communicate()
+
+
 def test_of_checks_started_together_one_decodes(slow, folder):
     names = json.loads((folder.parent / "list.json").read_text())[:50]
     (folder.parent / "list.json").write_text(json.dumps(names))

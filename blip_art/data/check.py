@@ -271,8 +271,10 @@ def _parts(pictures: Sequence[Located]) -> Iterator[List[Located]]:
 
 
 def _begin_process() -> None:
-    """Ends with its parent, however that ends; Ctrl-C is the parent's to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ends with its parent, however that ends; what is sent to all processes of a job step, or of
+    a terminal, is the parent's to answer. (SIGTERM is how a pool ends its processes.)"""
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     end_with_parent()
 
 

@@ -219,7 +219,9 @@ def _score_run(run: RunDir, options: argparse.Namespace, metrics: Sequence[str])
 
     with _engine(options) as engine:
         written = score_when_free(run, engine, metrics)
-    rows = {path.stem: row for path in run.score_files() for row in [read_scores(path)] if row}
+    rows = {path.stem: row for path in run.score_files() for row in [read_scores(path)] if row
+            # An older version cut the oracle by words, which is more than captions can have.
+            and "max_words" not in row}
     best = read_best(run)
     lines = [table({name: row["metrics"] for name, row in rows.items()})] if rows else []
     if best:

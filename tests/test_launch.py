@@ -201,9 +201,11 @@ def start_launcher(code: str, tmp_path: Path, repo: Path) -> tuple[subprocess.Po
     return process, int(words[1])
 
 
-def test_ctrl_c_lets_the_job_save_and_leaves_nothing_running(tmp_path: Path, repo: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_lets_the_job_save_and_leaves_nothing_running(
+        tmp_path: Path, repo: Path, signum: signal.Signals) -> None:
     process, worker = start_launcher(SAVES_ON_CTRL_C, tmp_path, repo)
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    os.killpg(process.pid, signum)  # what a terminal does, and what closing it does
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "stopping the job" in said

@@ -18,7 +18,8 @@ from blip_art.errors import EXIT_FAILED, UserError
 from blip_art.files import RunDir, write_text
 from blip_art.run_state import is_finished, unscored
 
-NOT_SUBMITTED = "was not submitted to Slurm; 'launch.py train CONFIG --cluster slurm' does that"
+NOT_SUBMITTED = ("was not submitted to Slurm; the same 'launch.py train CONFIG' as before goes on "
+                 "here, and with --cluster slurm there")
 # Stages that will have scored all captions when they end.
 SCORING = ("score", "rescore", "follow")
 Live = Tuple[RunDir, Submitted, QueueRow]

@@ -61,9 +61,10 @@ def run_job(job: Job) -> int:
         return exit_code(_run_attached(job))
     stop = Stop(job.grace_s)
     signal.signal(signal.SIGTERM, stop.note)
-    # Ctrl-C is the launcher's business, which then sends SIGTERM. An empty handler, not SIG_IGN:
-    # that one the command would inherit.
-    signal.signal(signal.SIGINT, lambda signum, frame: None)
+    # Ctrl-C, or a terminal that is closed, is the launcher's business, which then sends SIGTERM. An
+    # empty handler, not SIG_IGN: that one the command would inherit.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda signum, frame: None)
     _adopt_orphans()
     with open(os.path.join(job.cwd, job.log), "ab", buffering=0) as log:
         code = _run_logged(job, log, stop)

@@ -147,15 +147,18 @@ def _copy(stream: BinaryIO) -> None:
 
 @contextlib.contextmanager
 def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes started inside ignore Ctrl-C: the launcher alone decides how a job ends.
+    """Processes started inside ignore Ctrl-C and a closed terminal: the launcher decides how a job
+    ends.
 
     submitit would kill a job one second after Ctrl-C, too soon to save anything.
     """
-    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    old = {number: signal.signal(number, signal.SIG_IGN)
+           for number in (signal.SIGINT, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ def _digest_of(path: Path, place: int) -> str:
         size = os.fstat(file.fileno()).st_size
 
         def hash_block(start: int) -> bytes:
-            block = os.pread(file.fileno(), _BLOCK, start)
+            block = _read_block(file.fileno(), start)
             if start - LENGTH < place < start + len(block):
                 first, end = max(place - start, 0), min(place + LENGTH - start, len(block))
                 block = block[:first] + bytes(end - first) + block[end:]
@@ -54,3 +54,12 @@ def _digest_of(path: Path, place: int) -> str:
         with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
             blocks = pool.map(hash_block, range(0, size, _BLOCK))
             return hashlib.sha256(b"".join(blocks)).hexdigest()
+
+
+def _read_block(descriptor: int, start: int) -> bytes:
+    """All bytes of a block: FUSE and NFS may give fewer at a time than are there."""
+    block = os.pread(descriptor, _BLOCK, start)
+    while len(block) < _BLOCK and (more := os.pread(descriptor, _BLOCK - len(block),
+                                                    start + len(block))):
+        block += more
+    return block

@@ -320,3 +320,10 @@ def test_equal_weights_of_two_runs_are_equal_files(fresh: Side, tmp_path: Path) 
     for name, run in (("a", "r"), ("b", "another")):
         save_weights(fresh.model, tmp_path / name, {**IDENTITY, "run": run})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_file_system_that_reads_in_small_pieces_changes_no_digest(
+        fresh: Side, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, at: read(file, min(size, 100_001), at))
+    assert fresh.load(run).step == 2

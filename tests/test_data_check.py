@@ -269,3 +269,14 @@ def test_a_fault_that_is_not_the_files_is_looked_at_again(folder, tmp_path, monk
         assert why in find_bad_pictures(folder, GOOD).pop("3.png")
     assert len(lines(folder)) == len(GOOD) - 1
     assert find_bad_pictures(folder, GOOD) == {}
+
+
+def test_signals_of_a_job_step_do_not_end_the_resource_tracker(repo):
+    code = ("from multiprocessing import resource_tracker\n"
+            "from blip_art.data.workers import start_resource_tracker\n"
+            "start_resource_tracker()\n"
+            "print(open(f'/proc/{resource_tracker._resource_tracker._pid}/status').read())")
+    said = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True,
+                          check=True).stdout
+    ignored = int(said.partition("SigIgn:")[2].split()[0], 16)
+    assert all(ignored >> (number - 1) & 1 for number in (signal.SIGUSR1, signal.SIGUSR2))

@@ -136,7 +136,7 @@ def test_a_run_killed_among_its_captions_writes_them_again(undisturbed, config):
 def test_training_that_explodes_ends_with_advice(config, tmp_path, capsys):
     run = tmp_path / "run"
     with pytest.raises(UserError, match=r"not finite 50 steps in a row.*lower train\.lr"):
-        main([str(config), "--run", str(run), "train.lr=1e30", "train.batch_size=1",
+        main([str(config), "--run", str(run), "train.lr=1000", "train.batch_size=1",
               "train.epochs=1", "data.num_workers=0"])
     assert read_json(RunDir(run).state)["state"] == "failed"
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -19,6 +20,8 @@ from blip_art.errors import EXIT_FAILED, UserError
 
 # What the fork server imports once, so that its children need not.
 PRELOADED = ("torch", "blip_art.data.loading")
+_STEP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1,
+                 signal.SIGUSR2)
 # Of a rank that is killed, semaphores are left for Python's tracker to remove. That is all right,
 # and its warning would stand below the reason in the log.
 _NO_WARNING = "ignore:resource_tracker:UserWarning"
@@ -87,24 +90,36 @@ def _start_server(ignored: Tuple[int, ...]) -> None:
     main = [spec.name] if spec and not spec.name.endswith("__main__") else []
     forkserver.set_forkserver_preload([*PRELOADED, *main])
     start_resource_tracker()
-    # Ignored signals stay ignored over exec and fork; handlers do not.
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
-    try:
+    with _ignoring(ignored):
         forkserver.ensure_running()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @functools.cache
 def start_resource_tracker() -> None:
-    """Before the first process pool or loader, or the tracker of these starts with its warning."""
+    """Before the first process pool or loader, or the tracker of these starts with its warning, and
+    dies of the signals that go to every process of a job step."""
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = f"{before},{_NO_WARNING}" if before else _NO_WARNING
     try:
-        resource_tracker.ensure_running()
+        with _ignoring(_STEP_SIGNALS):
+            resource_tracker.ensure_running()
     finally:
         if before is None:
             del os.environ["PYTHONWARNINGS"]
         else:
             os.environ["PYTHONWARNINGS"] = before
+
+
+@contextlib.contextmanager
+def _ignoring(numbers: Iterable[int]) -> Iterator[None]:
+    """Processes started inside ignore these signals: over exec and fork they stay ignored, which
+    handlers do not. Only the main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

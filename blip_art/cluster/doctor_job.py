@@ -192,7 +192,8 @@ def score(args: argparse.Namespace) -> Iterable[Check]:
                        "look at Java: 'launch.py overlay verify'")
             return
     # A notice of the scorer's on stderr is not the result.
-    said = (done.stdout if not done.returncode else done.stdout + done.stderr).strip().split("\n")[-1].replace("error: ", "")
+    said = done.stdout if not done.returncode else done.stdout + done.stderr
+    said = said.strip().split("\n")[-1].replace("error: ", "")
     yield ok(f"{said} ({time.monotonic() - began:.0f} s, with Java's start)") \
         if not done.returncode else fail(f"scoring: {said}", "'launch.py overlay build' puts the "
                                          "scorers and Java into the overlay")

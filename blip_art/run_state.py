@@ -46,7 +46,7 @@ class Best(NamedTuple):
     rule: str
     value: Optional[float]
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """'epoch 03 by spice = 0.212'."""
         value = "" if self.value is None else f" = {self.value:.3f}"
         return f"epoch {self.epoch:02d} by {self.rule}{value}"

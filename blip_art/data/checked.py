@@ -102,7 +102,7 @@ class Writer:
         can be no lock: then pictures are decoded twice, and nothing worse.
         """
         lock = self.path.with_name(self.path.name + ".lock")
-        size, since, told = self._size(), time.monotonic(), False
+        size, since, announced = self._size(), time.monotonic(), False
         while True:
             with _try(lock) as ours:
                 if self._size() != size:
@@ -110,9 +110,9 @@ class Writer:
                 if ours or time.monotonic() - since > patience_s:
                     yield
                     return
-            if not told:
+            if not announced:
                 say(f"waiting for {owner(lock) or 'another process'}, which checks these pictures")
-                told = True
+                announced = True
             time.sleep(min(POLL_S, patience_s))
 
     def _size(self) -> int:

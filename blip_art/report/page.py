@@ -81,11 +81,11 @@ def render(runs: Sequence[Run], figures: Sequence[Figure], galleries: Sequence[G
 
 def _lead(runs: Sequence[Run]) -> str:
     many = is_many(runs)
-    told = runs if len(runs) <= FEW_RUNS else choice.first(
+    named = runs if len(runs) <= FEW_RUNS else choice.first(
         [ranked(g)[0] for g in comparable_groups(runs)], choice.GROUPS, many)
     items = "\n".join(f"<li><b>{escape(run.name)}</b>: {escape(_sentence(run))}</li>"
-                      for run in told)
-    if len(told) < len(runs):
+                      for run in named)
+    if len(named) < len(runs):
         count = f"{len(runs):,} runs" + f" ({choice.states(runs)})" * many
         items = f"<li>{escape(count)}; the highest of those that compare:</li>\n{items}"
     if many:

@@ -225,7 +225,7 @@ def _score_run(run: RunDir, options: argparse.Namespace, metrics: Sequence[str])
     best = read_best(run)
     lines = [table({name: row["metrics"] for name, row in rows.items()})] if rows else []
     if best:
-        lines += [f"best {best.told()}"]
+        lines += [f"best {best.describe()}"]
     _tell(options.json, {"rows": rows, "best": best and best._asdict()}, "\n".join(lines))
     return EXIT_FAILED if any(rows[path.stem]["failed"] for path in written) else 0
 

@@ -99,7 +99,7 @@ class Follower:
             self._code = EXIT_USER_ERROR
             return
         if best:
-            say(f"best so far: {best.told()}")
+            say(f"best so far: {best.describe()}")
 
     def _say_who(self) -> None:
         who = owner(self._run.scoring_lock) or "another process"

@@ -188,10 +188,28 @@ def load_config(path: PathLike, overrides: Iterable[str] = ()) -> Config:
         UserError: no such file, not YAML, an unknown key (names the nearest valid one), a value
             of the wrong type or out of range.
     """
+    return config_from_dict(_values(path, overrides), where=str(path))
+
+
+def load_run_config(path: PathLike, overrides: Iterable[str] = ()) -> Config:
+    """The configuration that a run was made with: an older version may have allowed more.
+
+    Without overrides its values are held to their types alone.
+
+    Raises:
+        UserError: as load_config.
+    """
+    values = _values(path, overrides)
+    if overrides:
+        return config_from_dict(values, where=str(path))
+    return build(Config, values, str(path), _ORIGINAL_NAMES, limits=False)
+
+
+def _values(path: PathLike, overrides: Iterable[str]) -> Dict[str, Any]:
     values = read_yaml(path, "configuration", "see configs/ for examples")
     for override in overrides:
         _apply_override(values, override, str(path))
-    return config_from_dict(values, where=str(path))
+    return values
 
 
 def config_from_dict(values: Dict[str, Any], where: str = "configuration") -> Config:

@@ -20,7 +20,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 from tqdm import tqdm
 
-from blip_art.config import Config, GenerateConfig, config_to_dict, dump_config, load_config
+from blip_art.config import (
+    Config,
+    GenerateConfig,
+    config_to_dict,
+    dump_config,
+    load_config,
+    load_run_config,
+)
 from blip_art.data.datasets import Picture, unique_pictures
 from blip_art.data.loading import PictureDataset
 from blip_art.data.transforms import to_input
@@ -211,7 +218,7 @@ def _run_config(args: argparse.Namespace, run: RunDir) -> Config:
         return load_config(args.config, args.overrides)
     if not run.config.exists():
         raise UserError(f"{run.path} has no config.yaml; train first, or give --config CONFIG.yaml")
-    return load_config(run.config, args.overrides)
+    return load_run_config(run.config, args.overrides)
 
 
 def _weights(args: argparse.Namespace, run: RunDir, config: Config) -> tuple[str, int]:

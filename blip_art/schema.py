@@ -60,18 +60,20 @@ def limited(default: Any, *, min: Any = None, max: Any = None, above: Any = None
 
 
 def build(kind: Type[Settings], values: Any, where: str,
-          renamed: Mapping[str, str] = {}) -> Settings:
+          renamed: Mapping[str, str] = {}, limits: bool = True) -> Settings:
     """A dataclass from nested dictionaries; what they do not name has its default.
 
     Args:
         where: what is named when a value is wrong: the file.
         renamed: other names that people know for keys, and the keys.
+        limits: hold the values to what stands beside their fields.
 
     Raises:
         UserError: an unknown key, a value of the wrong type or out of its limits.
     """
     built = _build(kind, values, "", where, _Keys(kind, renamed))
-    check_limits(built, where)
+    if limits:
+        check_limits(built, where)
     return built
 
 

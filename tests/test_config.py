@@ -13,6 +13,7 @@ from blip_art.config import (
     differences,
     dump_config,
     load_config,
+    load_run_config,
 )
 from blip_art.errors import UserError
 from blip_art.strict_yaml import parse_yaml
@@ -29,6 +30,18 @@ def test_it_survives_a_round_trip(tmp_path):
     config = config_from_dict({"seed": 7, "generate": {"splits": ["val", "test"]}})
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_a_run_that_was_made_with_what_is_now_out_of_limits_can_still_be_read(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"seed: {2**40}\ndata:\n  max_words: 1000000\n")
+    assert load_run_config(path).seed == 2**40
+    for load, overrides in ((load_config, ()), (load_run_config, ["generate.num_beams=2"])):
+        with pytest.raises(UserError, match="seed must be from 0 to"):
+            load(path, overrides)
+    path.write_text("seed: many\n")
+    with pytest.raises(UserError, match="seed must be a whole number"):
+        load_run_config(path)
 
 
 def test_overrides_win_and_are_typed(tmp_path):

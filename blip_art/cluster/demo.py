@@ -13,7 +13,7 @@ from typing import Callable, List, NamedTuple
 from blip_art.cluster.jobs import Job
 from blip_art.cluster.plan import Place, collect_job, module_job, score_job, train_job
 from blip_art.cluster.snapshot import take_snapshot
-from blip_art.config import differences, load_config
+from blip_art.config import differences, load_config, load_run_config
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_text
 from blip_art.report.tables import Run, read_runs
@@ -71,7 +71,7 @@ class Demo:
     def outdated(self) -> bool:
         """A run is there, but of other settings: after an update, say."""
         return self.mark.exists() and self.run.config.exists() and bool(
-            differences(load_config(self.run.config), self.config))
+            differences(load_run_config(self.run.config), self.config))
 
     def trained(self) -> bool:
         """Every epoch is done."""

@@ -30,7 +30,15 @@ from blip_art.cluster.site import ENVIRONMENT, Site, check_site, load_site
 from blip_art.cluster.slurm import Slurm
 from blip_art.cluster.snapshot import take_snapshot
 from blip_art.cluster.submit import Submission, shown, submit, tell
-from blip_art.config import HARMLESS, Config, differences, dump_config, first_of, load_config
+from blip_art.config import (
+    HARMLESS,
+    Config,
+    differences,
+    dump_config,
+    first_of,
+    load_config,
+    load_run_config,
+)
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_text
 from blip_art.manifest import read_manifest
@@ -147,7 +155,7 @@ def has_begun(run: RunDir) -> bool:
 def refuse_other_settings(asked: Iterable[Tuple[RunDir, Config]]) -> None:
     """A run that has begun is not taken for one of another configuration."""
     other = [(run, changed) for run, config in asked
-             if (changed := differences(load_config(run.config), config, skip=HARMLESS))]
+             if (changed := differences(load_run_config(run.config), config, skip=HARMLESS))]
     if other:
         run, changed = other[0]
         more = f", as were {len(other) - 1} others" if other[1:] else ""

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set
 
-from blip_art.config import METRIC_NAMES, Config, load_config
+from blip_art.config import METRIC_NAMES, Config, load_run_config
 from blip_art.errors import UserError
 from blip_art.files import Result, RunDir, read_json, write_json
 from blip_art.run_state import (
@@ -78,7 +78,7 @@ def run_config(run: RunDir) -> Config:
     if not run.config.is_file():
         raise UserError(f"{run.path} is no run folder (it has no config.yaml); "
                         "give the folder that training wrote")
-    return load_config(run.config)
+    return load_run_config(run.config)
 
 
 class SplitScorer:

@@ -20,7 +20,7 @@ from blip_art.config import (
     differences,
     dump_config,
     first_of,
-    load_config,
+    load_run_config,
 )
 from blip_art.distributed import World
 from blip_art.errors import UserError
@@ -134,7 +134,7 @@ def _identity(config: Config, run: RunDir) -> Identity:
 
 def _refuse_changes(run: RunDir, config: Config, world: World) -> None:
     """A resumed run must compute what it would have computed undisturbed."""
-    changed = differences(load_config(run.config), config, skip=HARMLESS)
+    changed = differences(load_run_config(run.config), config, skip=HARMLESS)
     if changed:
         raise UserError(f"{run.path} was started with another configuration "
                         f"({first_of(changed)}); choose another --run, or undo the change: its "

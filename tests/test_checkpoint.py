@@ -133,6 +133,14 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
             assert not run.previous_checkpoint.exists()
 
 
+def test_a_folder_in_the_newest_checkpoints_place_is_named(run: RunDir, fresh: Side) -> None:
+    run.last_checkpoint.unlink()
+    run.last_checkpoint.mkdir()
+    with pytest.raises(UserError, match=r"cannot put previous\.pt in the place of .*last\.pt: Is a "
+                                        r"directory; remove what is there"):
+        fresh.load(run)
+
+
 def test_without_any_that_is_whole_there_is_one_line(run: RunDir, fresh: Side) -> None:
     for path in run.saved_checkpoints():
         path.write_bytes(path.read_bytes()[:-100])

@@ -234,4 +234,8 @@ def _put_first(run: RunDir, path: Path, saved: dict[str, Any], damages: list[str
         print(f"{path} was written by a version without digests: only its checksums were compared",
               flush=True)
     if path != run.last_checkpoint:
-        os.replace(path, run.last_checkpoint)
+        try:
+            os.replace(path, run.last_checkpoint)
+        except OSError as error:
+            raise UserError(f"cannot put {path.name} in the place of {run.last_checkpoint}: "
+                            f"{error.strerror}; remove what is there") from error

@@ -14,6 +14,7 @@ import os
 import re
 import select
 import signal
+import stat
 import sys
 import threading
 import time
@@ -113,7 +114,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError) and not is_output_read():
         _discard_output()  # the reader (head, less) has left
         return EXIT_BROKEN_PIPE
-    if isinstance(error, OSError) and error.errno in _CANNOT_PRINT and error.filename is None:
+    if isinstance(error, OSError) and error.errno in _CANNOT_PRINT and _is_of_output(error):
         return _report_unprinted(error)
     if isinstance(error, OSError) and error.errno in _USERS_ERRNOS and error.filename:
         _print_error(printable(f"error: cannot use {error.filename}: {error.strerror}"))
@@ -127,6 +128,21 @@ def _report(error: BaseException) -> int:
             traceback.print_exception(type(error), error, error.__traceback__)
     _print_error(f"error: {f'rank {rank}: ' if rank != '0' else ''}{error_line(error)}")
     return EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILED
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Whether standard output, rather than a file, could not be written: it then still cannot."""
+    if error.filename is not None:
+        return False
+    if not isinstance(sys.stdout, io.TextIOWrapper):
+        return True
+    if sys.stdout.write_through:  # it keeps nothing that a flush would try again
+        return not stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode)  # a pipe has no disk
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
 
 
 def _print_error(line: str) -> None:

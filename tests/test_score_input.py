@@ -239,6 +239,8 @@ def test_no_input_is_written_over(tmp_path: Path) -> None:
     for name in ("refs.json", "link"):
         with pytest.raises(UserError, match="is the input"):
             main([*both, "--json", str(tmp_path / name)])
+    with pytest.raises(UserError, match="--json '' names no file"):
+        main([*both, "--json", ""])
     assert refs.read_text() == results.read_text() == '[{"image_id": 1, "caption": "a cat"}]'
 
 
@@ -283,6 +285,22 @@ def test_a_result_that_cannot_be_printed_is_no_success(tmp_path: Path, shell: st
     done = run_score(refs, refs, "--json", "-", shell=shell)
     assert done.returncode == 1
     assert re.fullmatch("error: cannot print the results: .*\n", done.stderr)
+
+
+def test_a_file_that_cannot_be_written_is_not_called_the_output() -> None:
+    """The disk of a file is full, and its error names none; the output is a pipe that is read."""
+    program = ("from blip_art.errors import exit_cleanly\n"
+               "def main():\n"
+               "    print('scores')\n"
+               "    with open('/dev/full', 'w') as file:\n"
+               "        file.write('x' * 100_000)\n"
+               "exit_cleanly(main)\n")
+    done = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True,
+                          check=False)
+    assert done.returncode == 1
+    assert done.stdout == "scores\n"
+    assert "cannot print" not in done.stderr
+    assert done.stderr.endswith("error: OSError: [Errno 28] No space left on device\n")
 
 
 def test_control_characters_of_captions_reach_no_terminal(tmp_path: Path) -> None:

@@ -319,6 +319,8 @@ def _tell(json_file: Optional[str], found: Any, text: str) -> None:
 
 def _check_json(json_file: Optional[str], files: Sequence[str], more: Optional[str]) -> None:
     """Before hours of scoring, not after them."""
+    if json_file == "":
+        raise UserError("--json '' names no file; name one, or - to print")
     if json_file and json_file != "-":
         check_output(json_file, [*files, *([more] if more else [])])
 

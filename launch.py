@@ -36,7 +36,7 @@ examples:
   ./launch.py image build; ./launch.py overlay build; ./launch.py fetch; ./launch.py doctor --job
 
 Every stage reads and writes files in a run folder (runs/NAME) and can be run alone.
-Commands end with 0 (done), 1 (failed), 2 (your input: one line says how to mend it)
+Commands end with 0 (done), 1 (failed), 2 (your input: one line says how to fix it)
 or 130 (interrupted; the same command goes on)."""
 
 

@@ -6,7 +6,8 @@
 # step, it would also end the processes that serve the image's files. A job that was stopped before
 # its end leaves FOLDER/requeue_JOBID and is queued again here, at most MAX times. Whoever follows
 # the job finds FOLDER/ended_JOBID with its exit code, or FOLDER/again_JOBID while it waits to start
-# again; elements of arrays, which nobody follows, leave none.
+# again. Both have the number of the start, too, and in a second line why it was not queued again:
+# 'launch.py status' and the report show that.
 set -euo pipefail
 folder=${1:?folder of the requests} max=${2:?most restarts}
 : "${3:?command to run}" "${SLURM_JOB_ID:?run by a batch script of Slurm}"
@@ -22,7 +23,7 @@ told="" interrupted=""
 note() { told=$1 interrupted=yes; echo "$1" >"$stop"; }
 trap 'note SIGUSR2' USR1 USR2
 trap 'note SIGTERM' TERM
-note_end() { [[ ${SLURM_ARRAY_JOB_ID:-} ]] || echo "$1" >"$folder/$2_$job" || true; }
+note_end() { printf '%s\n' "$1 $restarts" ${3:+"$3"} >"$folder/$2_$job" || true; }
 rm -f "$stop" "$request" "$folder/ended_$job" "$folder/again_$job"
 "$@" &
 step=$!
@@ -46,7 +47,8 @@ echo "job $job was stopped: $reason"
 if ((restarts >= max)); then
     echo "job $job was queued again $restarts times, which is the site's limit (max_requeues);" \
         "'launch.py resume' goes on by hand"
-    note_end "$code" ended
+    note_end "$code" ended \
+        "limit of restarts reached ($max, max_requeues); 'launch.py resume' goes on"
     exit "$code"
 fi
 # At a time limit many jobs end in the same minute, and the controller may be slow to answer.
@@ -70,5 +72,5 @@ for ((attempt = 1; attempt <= 18; attempt++)); do
 done
 echo "job $job could not be queued again, Slurm does not answer; 'launch.py resume' goes on by hand"
 rm -f "$folder/again_$job"
-note_end "$code" ended
+note_end "$code" ended "could not be queued again, Slurm did not answer; 'launch.py resume' goes on"
 exit "$code"

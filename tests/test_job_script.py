@@ -58,16 +58,17 @@ def test_a_job_that_ends_by_itself_keeps_its_code(slurm: FakeSlurm, code: int) -
 
 def test_followers_are_told_of_the_end_and_of_the_wait(slurm: FakeSlurm) -> None:
     slurm.run("exit 3")
-    assert (slurm.folder / "ended_7").read_text() == "3\n"
+    assert (slurm.folder / "ended_7").read_text() == "3 0\n"
     request = f"echo SIGTERM >{slurm.folder}/requeue_7; exit 130"
     slurm.run(request)
     assert (slurm.folder / "again_7").exists()
     assert not (slurm.folder / "ended_7").exists()
     slurm.run(request, SLURM_RESTART_COUNT="3")
     assert not (slurm.folder / "again_7").exists()
-    assert (slurm.folder / "ended_7").exists()
+    assert (slurm.folder / "ended_7").read_text() == (
+        "130 3\nlimit of restarts reached (3, max_requeues); 'launch.py resume' goes on\n")
     slurm.run("exit 3", SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="0")
-    assert not (slurm.folder / "ended_5_0").exists()
+    assert (slurm.folder / "ended_5_0").read_text() == "3 0\n"
 
 
 def test_a_request_is_answered_however_often_slurm_fails_first(slurm: FakeSlurm) -> None:

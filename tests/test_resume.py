@@ -14,8 +14,8 @@ import pytest
 from blip_art.cluster.control import NOT_SUBMITTED, Again, Live, resume, what_again
 from blip_art.cluster.record import Submitted, record_jobs
 from blip_art.cluster.slurm import Completed, QueueRow, Slurm
-from blip_art.cluster.status import cancelled_note
 from blip_art.files import RunDir, write_json, write_text
+from blip_art.work import cancelled_note
 
 TRAIN = ("train", "a.yaml", "--cluster", "slurm")
 NOTE = "import json, sys; open('said', 'a').write(json.dumps(sys.argv[1:]) + '\\n')"

@@ -63,8 +63,9 @@ def _doctor_and_fetch(commands: argparse._SubParsersAction[argparse.ArgumentPars
 
 def run_status(args: argparse.Namespace) -> int:
     """Once, as JSON, or again and again."""
+    from blip_art.cluster.rows import as_json, shown
     from blip_art.cluster.slurm import Slurm
-    from blip_art.cluster.status import as_json, find_runs, shown, survey
+    from blip_art.cluster.status import find_runs, survey
     from blip_art.cluster.table import terminal_width
 
     if not args.runs and not Path(RUNS).is_dir():

@@ -13,13 +13,14 @@ from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
 
 from blip_art.cluster.record import Submitted, read_jobs
 from blip_art.cluster.slurm import QueueRow, Slurm
-from blip_art.cluster.status import cancelled_jobs, cancelled_note
 from blip_art.errors import EXIT_FAILED, UserError
 from blip_art.files import RunDir, write_text
 from blip_art.run_state import is_finished, unscored
+from blip_art.work import cancelled_jobs, cancelled_note
 
 NOT_SUBMITTED = ("was not submitted to Slurm; the same 'launch.py train CONFIG' as before goes on "
                  "here, and with --cluster slurm there")
+ONLY_REPORT = "is no run, but has a report of some; 'launch.py collect' makes it again"
 # Stages that will have scored all captions when they end.
 SCORING = ("score", "rescore", "follow")
 Live = Tuple[RunDir, Submitted, QueueRow]
@@ -101,6 +102,8 @@ def what_again(run: RunDir, live: Sequence[Live]) -> Union[Again, str]:
     jobs = [job for job in read_jobs(run) if job.command]
     if not jobs:
         return NOT_SUBMITTED
+    if all(job.stage == "collect" for job in jobs) and not run.state.exists():
+        return ONLY_REPORT
     on_gpus = [job for job in jobs if job.stage in ("train", "predict")] or jobs
     last = on_gpus[-1]
     if last.stage == "predict" and last.job_id in cancelled_jobs(run):

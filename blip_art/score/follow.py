@@ -8,7 +8,6 @@ twice, and the scores are the same.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import sys
@@ -19,7 +18,7 @@ from typing import Callable, Iterable, List, NamedTuple, Optional, Sequence, Tup
 from blip_art.errors import EXIT_FAILED, EXIT_USER_ERROR, UserError
 from blip_art.files import RunDir, read_json
 from blip_art.retention import prune_weights
-from blip_art.run_state import read_best, read_state
+from blip_art.run_state import Facts, is_of_newest_start, read_best, read_facts
 from blip_art.score.engine import Engine
 from blip_art.score.lock import owner, taken
 from blip_art.score.run import run_config, say, score_run
@@ -143,12 +142,14 @@ def until_state_ends(run: RunDir, patience_min: float = PATIENCE_MIN,
     last: List[Tuple[float, Signature]] = []
 
     def ending() -> Optional[End]:
-        state, job = _state(run), _training_job(run)
+        facts = _facts(run)
+        state, job = facts.state.name or "not begun", facts.work.job_id
         signs = _states([run.state, run.train_log, run.last_checkpoint,
                          *(row.path for row in run.predicted())])
         if not last or last[0][1] != signs:
             last[:] = [(now(), signs)]
-        if state in ("finished", "failed"):
+        # Until a run that was submitted again starts, its state is that of an earlier job.
+        if state in ("finished", "failed") and (not job or is_of_newest_start(facts)):
             return End(f"training has {state}")
         if job and run.job_ended(job).exists():
             return End(f"training's job {job} has ended and left it {state}",
@@ -161,19 +162,11 @@ def until_state_ends(run: RunDir, patience_min: float = PATIENCE_MIN,
     return ending
 
 
-def _training_job(run: RunDir) -> str:
-    """The id of the newest Slurm job that trains the run; '' if there is none."""
-    with contextlib.suppress(UserError, TypeError, KeyError):
-        jobs = [row["job_id"] for row in read_json(run.jobs) if row["stage"] == "train"]
-        return str(jobs[-1]) if jobs else ""
-    return ""
-
-
-def _state(run: RunDir) -> str:
-    state = read_state(run)
-    if state.damaged:  # a file system that stumbles does not end the follower; patience does
-        raise UserError(state.why)
-    return state.name or "not begun"
+def _facts(run: RunDir) -> Facts:
+    facts = read_facts(run)
+    if facts.state.damaged:  # a file system that stumbles does not end the follower; patience does
+        raise UserError(facts.state.why)
+    return facts
 
 
 def until_stdin_ends() -> Ending:

@@ -35,6 +35,7 @@ from blip_art.files import (
 from blip_art.manifest import read_manifest, sha256_of_file, update_manifest
 from blip_art.outputs import refuse_input
 from blip_art.readable import pairs_file
+from blip_art.run_state import is_finished, this_start
 from blip_art.score.lock import STALE_S, owner, taken
 from blip_art.train.checkpoint import Identity, Progress
 from blip_art.train.optim import Stepper, learning_rate
@@ -92,6 +93,8 @@ def open_run(run: RunDir, config: Config, resume: bool, world: World) -> None:
         # Relative paths in the configuration start here; whoever scores may stand elsewhere.
         update_manifest(run, stage="train", data=_lists(config), cwd=os.getcwd(),
                         ranks=world.size, device=world.device.type, run_id=_run_id(run))
+        if not is_finished(run):  # what an earlier start has said is over
+            write_state(run, world, "running", epochs=config.train.epochs)
     world.on_main(check_and_write)
 
 
@@ -158,7 +161,7 @@ def write_state(run: RunDir, world: World, state: str, why: str = "",
                 **fields: int) -> None:
     """state.json: running, stopped (resumable) or finished; see also write_failure."""
     if world.is_main:
-        write_json(run.state, {"state": state, "why": why, **fields})
+        write_json(run.state, {"state": state, "why": why, **this_start(), **fields})
 
 
 def read_train_log(run: RunDir) -> list[dict[str, float]]:

@@ -28,7 +28,7 @@ def main(argv: List[str]) -> int:
     # Or Python 3.11 takes the ranks' own --run for an abbreviation of torchrun's --run-path.
     parser.allow_abbrev = False
     args = parser.parse_args(argv)
-    with run_note() as note:
+    with run_note([args.training_script, *args.training_script_args]) as note:
         try:
             run.run(args)
         except SignalException:

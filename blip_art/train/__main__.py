@@ -65,12 +65,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     config = load_config(args.config, args.overrides)
     run = RunDir(args.run or f"runs/{config.name}")
-    tokenizer = CaptionTokenizer(config.model.tokenizer)
     with process_group() as world, alone_in(run, world):
         open_run(run, config, args.resume, world)
         world.peers.record = functools.partial(write_failure, run, "train")
         note_run(run, "train")
         try:
+            tokenizer = CaptionTokenizer(config.model.tokenizer)
             pairs = readable_pairs(config, run, "train", world)
             for split in config.generate.splits:  # fail now, not after the first epoch
                 readable_pairs(config, run, split, world)

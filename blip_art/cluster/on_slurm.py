@@ -42,7 +42,7 @@ from blip_art.config import (
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_text
 from blip_art.manifest import read_manifest
-from blip_art.run_state import is_finished, read_state, unscored
+from blip_art.run_state import is_finished, unscored
 from blip_art.score.lock import owner, taken
 
 EXAMPLE = "configs/sites/v100.yaml"
@@ -108,7 +108,9 @@ def sweep(args: argparse.Namespace, repo: Path) -> int:
 def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
            folder: Path) -> int:
     members, code = plan.members(), folder / "code"
-    living = [] if args.dry_run else living_jobs([m.run for m in members], Slurm())
+    # The sweep's own folder has the job of its report, which uses the code there, too.
+    living = [] if args.dry_run else living_jobs([*(m.run for m in members), RunDir(folder)],
+                                                 Slurm())
     todo, to_score, active = lacking(
         [m for m in members if sweeps.is_asked(m, args.only)], living)
     refuse_other_settings((m.run, load_config(plan.config, m.overrides))
@@ -177,7 +179,9 @@ def _sweep_stages(args: argparse.Namespace, plan: sweeps.Sweep, place: Any,
         # The report is of all runs, whichever of them are submitted now.
         runs = [m.run for m in members]
         after = tuple(("afterany", stage.name) for stage in stages if stage.name != "train")
-        stages.append(Stage("collect", (collect_job(place, runs, out),), (runs[0],), after=after))
+        # It is the job of the sweep's folder, and of none of its runs.
+        stages.append(Stage("collect", (collect_job(place, runs, out),), (RunDir(out.parent),),
+                            after=after))
     return stages
 
 
@@ -239,9 +243,6 @@ def _snapshot(repo: Path, code: Path, living: Sequence[Live]) -> None:
 def _freeze(run: RunDir, config: str, overrides: Sequence[str]) -> None:
     """What queued and requeued jobs read, whatever becomes of the file it came from."""
     write_text(run.frozen_config, dump_config(load_config(config, overrides)), durable=False)
-    if read_state(run).name == "failed":
-        # The follower starts with the training, and would take the old end for the new one.
-        write_json(run.state, {"state": "stopped", "why": "submitted again"})
 
 
 @contextlib.contextmanager

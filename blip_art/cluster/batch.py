@@ -77,10 +77,14 @@ def train_stages(place: Place, run: RunDir, config: str, overrides: Sequence[str
 
 def eval_stages(place: Place, run: RunDir, options: Sequence[str], nodes: int = 1,
                 scored: bool = True) -> List[Stage]:
-    """Captions on the GPUs, then scores on the CPU."""
+    """Captions on the GPUs, then scores on the CPU, and the run's report with them."""
     predict = Stage("predict", (predict_job(place, run, options),), (run,), place.processes, nodes)
-    return [predict] + ([Stage("score", (score_job(place, run),), (run,),
-                               after=(("afterok", "predict"),))] if scored else [])
+    if not scored:
+        return [predict]
+    return [predict, Stage("score", (score_job(place, run),), (run,),
+                           after=(("afterok", "predict"),)),
+            Stage("collect", (collect_job(place, [run], run.path / "report", run.slurm),), (run,),
+                  after=(("afterany", "score"),))]
 
 
 def sweep_stages(place: Place, runs: Sequence[RunDir], trainings: Sequence[Job],

@@ -128,7 +128,7 @@ def write_killed(note: Path, rank: int, number: int) -> str:
         first = _first_reason(run) if _changed_ns(run) != noted["state_ns"] else ""
         if first and LOST not in first and number != signal.SIGKILL:
             return first
-        if noted["is_open"] or _may_fail(run):
+        if noted["is_open"] or _may_fail(run, noted["stage"]):
             write_failure(run, noted["stage"], Failure(rank, EXIT_FAILED, why))
     return why
 
@@ -141,17 +141,17 @@ def write_unsaid(note: Path, code: int, log: Path) -> None:
     with contextlib.suppress(UserError, OSError):
         noted = read_json(note)
         run = RunDir(noted["run"])
-        if _changed_ns(run) == noted["state_ns"] and _may_fail(run):
+        if _changed_ns(run) == noted["state_ns"] and _may_fail(run, noted["stage"]):
             lines = read_as_shown(log)[-_TAIL_BYTES:].splitlines()
             errors = [line[len("error: "):] for line in lines if line.startswith("error: ")]
             write_failure(run, noted["stage"], Failure(
                 0, EXIT_FAILED, errors[-1] if errors else describe_exit(code)))
 
 
-def _may_fail(run: RunDir) -> bool:
-    """Whether a command that did not come to open a run may be said to have failed it: neither one
-    that another process trains nor one that is finished has."""
-    return not is_finished(run) and not is_alive(run)
+def _may_fail(run: RunDir, stage: str) -> bool:
+    """Whether a run has failed with a command that did not come to open it: a training that another
+    process is at, or that is finished, has not. Of captions write_failure knows."""
+    return stage == "predict" or not (is_finished(run) or is_alive(run))
 
 
 def _changed_ns(run: RunDir) -> int:

@@ -112,9 +112,9 @@ def _sentence(run: Run) -> str:
 def _tested(run: Run) -> str:
     """'; on test SPICE 0.212 (epoch 3)', where test is scored."""
     epoch, scores = run.shown_epoch("test"), run.best_scores("test")
-    told = [f"{metric_title(m)} {number(scores.metrics[m])}" for m in ("CIDEr", "SPICE")
-            if m in scores.metrics] if scores else []
-    return f"; on test {', '.join(told)} (epoch {epoch.epoch})" if epoch and told else ""
+    values = [f"{metric_title(m)} {number(scores.metrics[m])}" for m in ("CIDEr", "SPICE")
+              if m in scores.metrics] if scores else []
+    return f"; on test {', '.join(values)} (epoch {epoch.epoch})" if epoch and values else ""
 
 
 def _warnings(runs: Sequence[Run]) -> str:

@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from blip_art.files import RunDir
+from blip_art.files import RunDir, read_json
 from tests.cluster import daemons
 from tests.cluster.conftest import Cluster
 from tests.cluster.jobs import Runs, state_of
@@ -99,9 +102,28 @@ def test_a_run_is_watched_cancelled_and_resumed(day: Day) -> None:
     day.reach(run, "running")
     assert "nothing to do" in day.say("resume", run.path)
     day.cluster.wait(lambda: day.row(run)["epochs_done"] > done, 180, day.said(run))
+    # As the kernel does where memory is short: the same reason everywhere.
+    os.kill(ranks_of(run)[0], signal.SIGKILL)
+    day.reach(run, "failed")
+    why = read_json(run.state)["why"]
+    assert "was ended by SIGKILL (often: not enough memory)" in why
+    assert day.row(run)["why"].startswith(why)
     day.say("cancel", run.path)
     day.wait_until_gone(run)
+    assert day.row(run)["state"] == "failed"
+    assert f"error: {why}" in day.say("logs", run.path)
     assert "epoch   0" not in day.say("logs", run.path)
+
+
+def ranks_of(run: RunDir) -> list[int]:
+    """The processes that train it."""
+    named, found = f"--run\0runs/{run.name}\0".encode(), []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # one that has ended meanwhile
+            said = path.read_bytes()
+            if named in said and b"-u\0-m\0blip_art.train\0" in said:
+                found.append(int(path.parent.name))
+    return found
 
 
 def test_status_does_without_accounts_and_without_a_controller(day: Day) -> None:

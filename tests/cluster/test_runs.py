@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from blip_art.cluster.record import read_jobs
 from blip_art.files import RunDir, read_json, read_jsonl
 from tests.cluster import daemons
 from tests.cluster.conftest import Cluster
@@ -141,6 +142,8 @@ def test_a_sweep_is_an_array_that_is_submitted_once(runs: Runs) -> None:
                if path.parent.name != "code"]
     members = [run for run in members if run.jobs.exists()]
     assert len(members) == 6
+    assert [job.stage for job in read_jobs(RunDir(runs.folder / "runs/six"))] == ["collect"]
+    assert {job.stage for run in members for job in read_jobs(run)} == {"train", "score"}
     broken = members[0]
     runs.cluster.run(["scancel", runs.job(broken)])
     most = 0

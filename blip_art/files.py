@@ -370,6 +370,16 @@ class RunDir:
         """The Slurm jobs that were submitted for the run."""
         return self.slurm / "jobs.json"
 
+    @property
+    def pending(self) -> Path:
+        """Submissions whose answer is still open, of a run or of a sweep."""
+        return self.slurm / "pending.json"
+
+    @property
+    def submission_lock(self) -> Path:
+        """Held by the launch.py that submits a run or a sweep."""
+        return self.slurm / ".submitting"
+
     def job_ended(self, job_id: str) -> Path:
         """Written by a job's batch script when the job has ended for good: its exit code."""
         return self.slurm / f"ended_{job_id}"

@@ -7,6 +7,8 @@
 # its end leaves FOLDER/requeue_JOBID and is queued again here, at most MAX times. Whoever follows
 # the job finds FOLDER/ended_JOBID with its exit code, or FOLDER/again_JOBID while it waits to start
 # again; elements of arrays, which nobody follows, leave none.
+# What the job runs is in FOLDER/submitit under its submission's name; launch.py deletes that when it
+# gives a submission up of which Slurm may have the job.
 set -euo pipefail
 folder=${1:?folder of the requests} max=${2:?most restarts}
 : "${3:?command to run}" "${SLURM_JOB_ID:?run by a batch script of Slurm}"
@@ -24,6 +26,17 @@ trap 'note SIGUSR2' USR1 USR2
 trap 'note SIGTERM' TERM
 note_end() { [[ ${SLURM_ARRAY_JOB_ID:-} ]] || echo "$1" >"$folder/$2_$job" || true; }
 rm -f "$stop" "$request" "$folder/ended_$job" "$folder/again_$job"
+pickle=$folder/submitit/${job}_submitted.pkl
+if [[ ${BLIP_ART_SUBMISSION:-} && ! -e $pickle ]]; then
+    # The link tells launch.py, too, which job came of the submission.
+    ln -sf "${BLIP_ART_SUBMISSION}_${SLURM_ARRAY_TASK_ID:-0}.pkl" "$pickle"
+    if [[ ! -e $pickle ]]; then
+        echo "job $job has nothing to run: its submission was given up"
+        note_end 1 ended
+        exit 1
+    fi
+fi
+unset BLIP_ART_SUBMISSION  # it is this job's, and not that of jobs which this one submits
 "$@" &
 step=$!
 while :; do

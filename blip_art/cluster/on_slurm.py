@@ -25,6 +25,7 @@ from blip_art.cluster.batch import (
 from blip_art.cluster.container import check_image, check_overlay, image_identity
 from blip_art.cluster.control import SCORING, Live, living_jobs
 from blip_art.cluster.inputs import check_inputs, folders_of, inputs_of
+from blip_art.cluster.pending import settle_all
 from blip_art.cluster.plan import collect_job, score_job, train_job
 from blip_art.cluster.site import ENVIRONMENT, Site, check_site, load_site
 from blip_art.cluster.slurm import Slurm
@@ -246,12 +247,15 @@ def _freeze(run: RunDir, config: str, overrides: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One submission of a folder at a time: the second then finds the first one's jobs."""
-    path = folder / "slurm" / ".submitting"
+    """One submission of a folder at a time: the second then finds the first one's jobs, also
+    where that was ended before it knew them."""
+    path = RunDir(folder).submission_lock
     deadline = time.monotonic() + PATIENCE_S
     while True:
         with taken(path) as ours:
             if ours:
+                for line in settle_all([RunDir(folder)], Slurm(), give_up=True, held=folder):
+                    print(line, file=sys.stderr)
                 yield
                 return
         if time.monotonic() > deadline:

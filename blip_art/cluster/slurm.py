@@ -150,6 +150,19 @@ class Slurm:
         rows = (_queue_row(line) for line in self._checked("squeue", done).splitlines())
         return {row.job_id: row for row in rows if row and _is_asked(row.job_id, ids)}
 
+    def find_scripts(self, names: Sequence[str]) -> Dict[str, str]:
+        """Of these batch scripts (NAME.sh) those that this user has in the queue: name to job id.
+
+        One call; an array counts as one job.
+        """
+        if not names:
+            return {}
+        out = self._checked("squeue", self._call(
+            "squeue", "--noheader", f"--user={os.getuid()}", "--format=%F|%o"))
+        rows = [line.strip().partition("|") for line in out.splitlines()]
+        return {name: job_id for job_id, _, script in rows if job_id.isdigit()
+                for name in names if f"{name}.sh" in script}
+
     def sacct(self, job_ids: Iterable[str], since: str = "") -> Dict[str, AccountRow]:
         """What accounting knows of these jobs, by id; one call.
 

@@ -129,7 +129,8 @@ def _runs_below(top: str) -> Iterable[str]:
             if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
                 folders.append(entry)
     run = RunDir(top)
-    if run.state.name in names or run.slurm.name in names and run.jobs.exists():
+    if run.state.name in names or run.slurm.name in names and (
+            run.jobs.exists() or run.pending.exists()):
         yield top
     for folder in folders:
         if folder.name not in _PARTS:

@@ -24,7 +24,7 @@ from blip_art.cluster.record import read_jobs
 from blip_art.cluster.sending import Unknown, is_refusal
 from blip_art.cluster.site import load_site
 from blip_art.cluster.slurm import Completed, ControllerDown, Slurm
-from blip_art.cluster.status import cancelled_jobs, find_runs
+from blip_art.cluster.status import cancelled_jobs, find_runs, survey
 from blip_art.cluster.submit import Submission, submit
 from blip_art.errors import UserError
 from blip_art.files import RunDir
@@ -253,3 +253,32 @@ def test_a_refused_job_leaves_nothing_and_is_not_looked_for(slurm: FakeSlurm) ->
     ("sbatch: error: Batch job submission failed: Unexpected message received", False)])
 def test_no_answer_is_told_from_a_refusal(said: str, refusal: bool) -> None:
     assert is_refusal(Completed(1, "", said)) == refusal
+
+
+def test_a_squeue_that_does_not_answer_in_time_does_not_cost_the_table(
+        slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit_training()
+    slurm.put("squeue", "sleep 20\n")
+    monkeypatch.setattr("blip_art.cluster.slurm.TIMEOUT_S", 1.5)
+    early: list[str] = []
+    began = time.monotonic()
+    rows, notes = survey([RunDir("runs/art")], Slurm(),
+                         lambda rows: early.extend(row.run for row in rows))
+    assert time.monotonic() - began < 10
+    assert [row.run for row in rows] == early == ["runs/art"]
+    assert "squeue gave no answer in 2 s" in notes[0]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_slow_squeue_is_named_and_only_a_terminal_sees_what_lies_on_disk(
+        slurm: FakeSlurm, repo: Path, terminal: bool) -> None:
+    submit_training()
+    slurm.put("squeue", "sleep 2\ncat queue\n")
+    words = [sys.executable, str(repo / "launch.py"), "status"]
+    if terminal:
+        words = ["script", "--quiet", "--return", "--command", " ".join(words), "/dev/null"]
+    done = subprocess.run(words, text=True, capture_output=True, check=True, timeout=60,
+                          stdin=subprocess.DEVNULL)
+    assert done.stdout.count("runs/art") == (2 if terminal else 1)
+    assert "asking Slurm …" in (done.stdout if terminal else done.stderr)
+    assert ("asking Slurm …" in done.stdout) == terminal

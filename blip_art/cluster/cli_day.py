@@ -6,11 +6,19 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, List, Sequence, Tuple
 
 from blip_art.errors import EXIT_FAILED, UserError
+
+if TYPE_CHECKING:  # --help must not wait for imports
+    from blip_art.cluster.slurm import Slurm
+    from blip_art.cluster.status import Row
+    from blip_art.files import RunDir
 
 RUNS = "runs"
 
@@ -62,26 +70,62 @@ def _doctor_and_fetch(commands: argparse._SubParsersAction[argparse.ArgumentPars
 
 
 def run_status(args: argparse.Namespace) -> int:
-    """Once, as JSON, or again and again."""
-    from blip_art.cluster.slurm import Slurm
+    """Once, as JSON, or again and again.
+
+    Standard output gets the whole table only; a terminal first sees what lies on disk where Slurm
+    is slow.
+    """
+    from blip_art.cluster.slurm import Slurm, SlurmError
     from blip_art.cluster.status import as_json, find_runs, shown, survey
     from blip_art.cluster.table import terminal_width
 
     if not args.runs and not Path(RUNS).is_dir():
         raise UserError(f"no folder '{RUNS}' here; name the run folders, or go to where "
                         "launch.py was called")
-    while True:
-        rows, notes = survey(find_runs(args.runs or [RUNS], must=bool(args.runs)), Slurm())
+    on_terminal = sys.stdout.isatty()
+    for turn in itertools.count():
+        slurm = Slurm()
+        runs = find_runs(args.runs or [RUNS], must=bool(args.runs))
+        try:
+            runs, settled = _settled(args.runs or [RUNS], runs, slurm)
+        except SlurmError as error:
+            settled = [f"what became of an interrupted submission is not known: {error}"]
+        rows, notes = survey(runs, slurm, functools.partial(
+            _show_meanwhile, on_terminal and not args.json and not turn))
+        notes = settled + notes
         text = as_json(rows, notes) if args.json else shown(rows, notes, terminal_width())
-        if args.watch and sys.stdout.isatty():
+        if args.watch and on_terminal:
             text = f"\033[2J\033[H{time.strftime('%H:%M:%S')}, every {args.watch:g} s\n{text}"
         print(text, flush=True)
         if not args.watch:
-            return 0
+            break
         try:
             time.sleep(args.watch)
         except KeyboardInterrupt:  # the only way to end it, so not a failure
-            return 0
+            break
+    return 0
+
+
+def _show_meanwhile(on_terminal: bool, rows: List[Row]) -> None:
+    """What lies on disk, for who looks at a terminal; that Slurm is asked, for everybody."""
+    from blip_art.cluster.status import shown
+    from blip_art.cluster.table import terminal_width
+
+    if on_terminal:
+        print(shown(rows, ["as the run folders have it"], terminal_width()), flush=True)
+    print("asking Slurm …", file=sys.stderr, flush=True)
+
+
+def _settled(paths: Sequence[str], runs: List[RunDir], slurm: Slurm, give_up: bool = False
+             ) -> Tuple[List[RunDir], List[str]]:
+    """The runs, after what interrupted submissions had left open, and what was done about that."""
+    from blip_art.cluster.asking import with_notice
+    from blip_art.cluster.pending import settle_all
+    from blip_art.cluster.status import find_runs
+
+    lines = with_notice(lambda: settle_all(runs, slurm, give_up),
+                        lambda: print("asking Slurm …", file=sys.stderr, flush=True))
+    return (find_runs(paths, must=False) if lines else runs), lines
 
 
 def run_logs(args: argparse.Namespace) -> int:
@@ -112,7 +156,9 @@ def run_cancel(args: argparse.Namespace) -> int:
     from blip_art.cluster.slurm import Slurm
     from blip_art.cluster.status import find_runs
 
-    print("\n".join(cancel(find_runs(args.runs), Slurm())))
+    slurm = Slurm()
+    runs, settled = _settled(args.runs, find_runs(args.runs), slurm, give_up=True)
+    print("\n".join([*settled, *cancel(runs, slurm)]))
     return 0
 
 
@@ -122,7 +168,11 @@ def run_resume(args: argparse.Namespace) -> int:
     from blip_art.cluster.slurm import Slurm
     from blip_art.cluster.status import find_runs
 
-    return resume(find_runs(args.runs), Slurm())
+    slurm = Slurm()
+    runs, settled = _settled(args.runs, find_runs(args.runs), slurm)
+    for line in settled:
+        print(line)
+    return resume(runs, slurm)
 
 
 def run_doctor(args: argparse.Namespace) -> int:

@@ -14,9 +14,21 @@ import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    FrozenSet,
+    Iterable,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from blip_art.cluster import reasons
+from blip_art.cluster.asking import with_notice
 from blip_art.cluster.record import Submitted, read_jobs
 from blip_art.cluster.slurm import AccountRow, QueueRow, Slurm, SlurmAbsent, SlurmError
 from blip_art.cluster.table import table
@@ -143,10 +155,19 @@ def _natural(text: str) -> List[Tuple[int, str]]:
             for part in re.split(r"(\d+)", text)]
 
 
-def survey(runs: Sequence[RunDir], slurm: Slurm) -> Tuple[List[Row], List[str]]:
-    """One row a run, and notes on what could not be asked."""
+def survey(runs: Sequence[RunDir], slurm: Slurm,
+           when_slow: Optional[Callable[[List[Row]], None]] = None
+           ) -> Tuple[List[Row], List[str]]:
+    """One row a run, and notes on what could not be asked.
+
+    Args:
+        when_slow: gets the rows as the run folders alone have them, if Slurm takes its time.
+    """
     folders = [read_folder(run) for run in runs]
-    answers = ask(slurm, [job for folder in folders for job in folder.jobs])
+    jobs = [job for folder in folders for job in folder.jobs]
+    answers = ask(slurm, jobs) if when_slow is None else with_notice(
+        lambda: ask(slurm, jobs),
+        lambda: when_slow([judge(folder, Answers({}, None, (), False)) for folder in folders]))
     return [judge(folder, answers) for folder in folders], list(answers.notes)
 
 

@@ -9,7 +9,7 @@ import itertools
 import os
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -160,6 +160,19 @@ def job_name(stage: Stage) -> str:
     """What squeue shows; without characters that need quoting."""
     of = stage.runs[0].name if len(stage.jobs) == 1 else stage.runs[0].path.resolve().parent.name
     return re.sub(r"[^\w.-]+", "_", f"{stage.name}-{of}")
+
+
+def submitted_name(site: Site, stage: Stage) -> str:
+    """The same; '' where the profile gives jobs a name of its own."""
+    options = site.sbatch if stage.gpus else site.cpu_sbatch
+    return "" if {"job-name", "J"} & set(options) else job_name(stage)
+
+
+def wait_for_jobs(stages: Sequence[Stage], job_ids: Sequence[str]) -> List[Stage]:
+    """The stages, none of which starts before these jobs have ended on all their nodes."""
+    waits = tuple(f"afterany:{job_id}" for job_id in dict.fromkeys(job_ids))
+    return [stage if stage.after else replace(stage, waits_for=(*stage.waits_for, *waits))
+            for stage in stages]
 
 
 def dependency(stage: Stage, submitted: Dict[str, str]) -> str:

@@ -27,8 +27,9 @@ _DEAD_CONTROLLER = re.compile(
     r"authentication|munge|could not establish a configuration source|resolve", re.IGNORECASE)
 _ENDED = frozenset("COMPLETED FAILED CANCELLED TIMEOUT OUT_OF_MEMORY NODE_FAIL PREEMPTED BOOT_FAIL "
                    "DEADLINE REVOKED".split())
-_QUEUE_FIELDS = "%i|%A|%T|%r|%M|%L|%S|%N|%P|%E"
-_ACCOUNT_FIELDS = "JobID,State,ExitCode,ElapsedRaw,AllocTRES,Start,End,NodeList"
+# The name comes last: it may hold anything.
+_QUEUE_FIELDS = "%i|%A|%T|%r|%M|%L|%S|%N|%P|%E|%u|%j"
+_ACCOUNT_FIELDS = "JobID,State,ExitCode,ElapsedRaw,AllocTRES,Start,End,NodeList,User"
 
 
 class SlurmError(UserError):
@@ -80,6 +81,9 @@ class QueueRow:
     partition: str
     waits_for: str
     """Dependencies that are not met yet, as Slurm writes them."""
+    user: str = ""
+    """Whose it is; '' if Slurm did not say."""
+    name: str = ""
 
     @property
     def alive(self) -> bool:
@@ -103,6 +107,8 @@ class AccountRow:
     starts: int
     end: str
     nodes: str
+    user: str = ""
+    """Whose it is; '' if Slurm did not say."""
 
 
 def clean_environment(environ: Mapping[str, str] = os.environ) -> Dict[str, str]:
@@ -132,6 +138,24 @@ class Slurm:
         self._bin = bin
         self.calls: List[Sequence[str]] = []
         """Every command that was run, the words as they were given."""
+        self._cluster: Optional[str] = None
+
+    def cluster_name(self) -> str:
+        """What this cluster is called; '' where that cannot be found out. Asked once.
+
+        Raises:
+            ControllerDown: nobody answers.
+        """
+        if self._cluster is None:
+            try:
+                done = self._call("scontrol", "show", "config")
+            except SlurmAbsent:
+                done = Completed(1)
+            if done.code and _DEAD_CONTROLLER.search(done.err):
+                raise self._failure("scontrol", done)
+            match = re.search(r"^ClusterName\s*=\s*(\S+)", done.out, re.MULTILINE)
+            self._cluster = match[1] if match else ""
+        return self._cluster
 
     def squeue(self, job_ids: Iterable[str]) -> Dict[str, QueueRow]:
         """Of these jobs those that the controller still knows, by id; arrays by task.
@@ -186,7 +210,7 @@ class Slurm:
         starts: Dict[str, List[List[str]]] = {}
         for line in done.out.splitlines():
             fields = line.split("|")
-            if len(fields) == 8 and _is_asked(fields[0], ids):
+            if len(fields) in (8, 9) and _is_asked(fields[0], ids):
                 starts.setdefault(fields[0], []).append(fields)
         return {job_id: _account_row(rows) for job_id, rows in starts.items()}
 
@@ -288,21 +312,21 @@ def _is_asked(job_id: str, asked: Set[str]) -> bool:
 
 
 def _queue_row(line: str) -> Optional[QueueRow]:
-    fields = line.strip().split("|")
-    if len(fields) != 10:
+    fields = line.strip().split("|", 11)
+    if len(fields) not in (10, 12):
         return None  # a site's banner, or a word of warning
-    job_id, raw_id, state, reason, used, left, start, nodes, partition, waits_for = fields
+    job_id, raw_id, state, reason, used, left, start, nodes, partition, waits_for, *whose = fields
     return QueueRow(job_id, raw_id, state, reason, max(0, seconds_of(used)), seconds_of(left),
-                    start, nodes, partition, "" if waits_for == "(null)" else waits_for)
+                    start, nodes, partition, "" if waits_for == "(null)" else waits_for, *whose)
 
 
 def _account_row(starts: List[List[str]]) -> AccountRow:
     """One job from the records of its starts, oldest first."""
     seconds = [int(fields[3] or 0) if fields[3].isdigit() else 0 for fields in starts]
-    job_id, state, exit_code, _, _, _, end, nodes = starts[-1]
+    job_id, state, exit_code, _, _, _, end, nodes, *user = starts[-1]
     return AccountRow(job_id, state.split(" ")[0].rstrip("+"), exit_code, sum(seconds),
                       sum(n * _gpus(fields[4]) for n, fields in zip(seconds, starts)),
-                      len(starts), end, nodes)
+                      len(starts), end, nodes, *user)
 
 
 def _gpus(tres: str) -> int:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import (
     Any,
@@ -29,7 +29,8 @@ from typing import (
 
 from blip_art.cluster import reasons
 from blip_art.cluster.asking import with_notice
-from blip_art.cluster.record import Submitted, read_jobs
+from blip_art.cluster.ownership import accounts_of, is_elsewhere, own_jobs, queue_of
+from blip_art.cluster.record import Submitted
 from blip_art.cluster.slurm import AccountRow, QueueRow, Slurm, SlurmAbsent, SlurmError
 from blip_art.cluster.table import table
 from blip_art.errors import UserError
@@ -93,6 +94,8 @@ class Answers(NamedTuple):
     notes: Tuple[str, ...]
     asked: bool
     """Whether the queue was seen: a job that is not in it has then ended."""
+    cluster: str = ""
+    """The name of the cluster that was asked; '' where that did not matter."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ def read_folder(run: RunDir) -> Folder:
     """What the files of a run say; one that cannot be read is told in its row."""
     row = Row(str(run.path), "unreadable")
     try:
-        jobs, state, summaries = tuple(read_jobs(run)), read_state(run), Summaries(run)
+        jobs, state, summaries = tuple(own_jobs(run)), read_state(run), Summaries(run)
         finished = state.name == "finished"
         return Folder(run, jobs, state, None if finished else is_alive(run),
                       len(unscored(run, summaries)) if finished else 0, cancelled_jobs(run),
@@ -191,21 +194,29 @@ def ask(slurm: Slurm, jobs: Sequence[Submitted]) -> Answers:
     """One squeue and one sacct for all jobs; without an answer the notes say so."""
     if not jobs:
         return Answers({}, None, (), False)
-    ids = [job.job_id for job in jobs]
     try:
-        queue = slurm.squeue(ids)
+        queue = {job.job_id: row for job, row in queue_of(slurm, jobs).items()}
+        cluster = slurm.cluster_name() if any(job.cluster for job in jobs) else ""
     except SlurmAbsent:
         return Answers({}, None, ("no Slurm on this machine: states as the run folders have them",
                                   ), False)
     except SlurmError as error:
         return Answers({}, None, (f"states as the run folders have them: {error}",), False)
+    notes = _of_other_clusters(jobs, cluster)
     if not _has_accounts({job.site for job in jobs}):
-        return Answers(queue, None, (), True)
+        return Answers(queue, None, notes, True, cluster)
     try:
-        since = min((job.submitted[:10] for job in jobs if job.submitted), default="")
-        return Answers(queue, slurm.sacct(ids, since), (), True)
+        accounts = {job.job_id: row for job, row in accounts_of(slurm, jobs).items()}
+        return Answers(queue, accounts, notes, True, cluster)
     except SlurmError as error:
-        return Answers(queue, None, (f"GPU-hours reckoned from epochs: {error}",), True)
+        return Answers(queue, None, (*notes, f"GPU-hours reckoned from epochs: {error}"), True,
+                       cluster)
+
+
+def _of_other_clusters(jobs: Sequence[Submitted], cluster: str) -> Tuple[str, ...]:
+    others = sorted({job.cluster for job in jobs if is_elsewhere(job, cluster)})
+    return (f"jobs of cluster {', '.join(others)} are not asked for on {cluster}: states of their "
+            "runs as the run folders have them",) if others else ()
 
 
 def _has_accounts(sites: Iterable[str]) -> bool:
@@ -221,6 +232,8 @@ def _has_accounts(sites: Iterable[str]) -> bool:
 
 def judge(folder: Folder, answers: Answers) -> Row:
     """The row of a run: a living job decides, else its folder, else how its last job ended."""
+    here = tuple(job for job in folder.jobs if not is_elsewhere(job, answers.cluster))
+    folder = replace(folder, jobs=here)
     rows = ((job, answers.queue.get(job.job_id)) for job in folder.jobs)
     live = [(job, row) for job, row in rows if row and row.alive and not (
         row.state == "COMPLETING" and job.job_id in folder.cancelled)]

@@ -22,10 +22,12 @@ from blip_art.cluster.batch import (
     log_pattern,
     needed_binds,
     submitit_parameters,
+    submitted_name,
     wrapper_path,
     wrapper_text,
 )
 from blip_art.cluster.local import import_submitit, noted
+from blip_art.cluster.ownership import user_name
 from blip_art.cluster.pending import (
     Pending,
     forget_pending,
@@ -59,6 +61,8 @@ class Submission:
     """launch.py's arguments."""
     read: Sequence[Path] = ()
     """Folders that the jobs read."""
+    cluster: str = ""
+    """What the cluster is called, for the record."""
 
     @property
     def pickles(self) -> Path:
@@ -213,8 +217,10 @@ def _jobs(stage: Stage, to: Submission, numbers: Dict[str, str]
         found.append((str(run.path.absolute()), Submitted(
             stage.name, job_id, log=os.path.join(job.cwd, log),
             batch_log=str(to.pickles / f"{job_id}_0_log.out"), gpus=stage.gpus, nodes=stage.nodes,
-            after=tuple(f"{kind}:{numbers[name]}" for kind, name in stage.after),
-            site=to.site.path, command=tuple(to.command), cwd=job.cwd, submitted=now)))
+            after=(*(f"{kind}:{numbers[name]}" for kind, name in stage.after), *stage.waits_for),
+            site=to.site.path, command=tuple(to.command), cwd=job.cwd, submitted=now,
+            run=str(run.path.resolve()), cluster=to.cluster, user=user_name(),
+            job_name=submitted_name(to.site, stage))))
     return tuple(found)
 
 

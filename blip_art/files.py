@@ -393,6 +393,10 @@ class RunDir:
         """The configuration as it was submitted: a queued job must not see a later edit."""
         return self.slurm / "config.yaml"
 
+    def submitted_config(self) -> Optional[Path]:
+        """What a run goes on with, whatever has become of the file it began with; None without."""
+        return next((path for path in (self.frozen_config, self.config) if path.exists()), None)
+
     @property
     def training_lock(self) -> Path:
         """Held by rank 0 of the training that writes here."""

@@ -71,7 +71,9 @@ def build_parser() -> argparse.ArgumentParser:
     _processes(train)
 
     sweep = _command(commands, "sweep", run_sweep, "many runs of one configuration")
-    sweep.add_argument("sweep", metavar="FILE", help="for example configs/sweeps/lr.yaml")
+    sweep.add_argument("sweep", metavar="FILE",
+                       help="for example configs/sweeps/lr.yaml; or the folder of a sweep that "
+                            "was submitted, whose runs go on with the settings they had")
     sweep.add_argument("overrides", metavar="key=value", nargs="*",
                        help="change the configuration of all runs, as `set:` in the file does")
     sweep.add_argument("--only", metavar="RUN", nargs="+",
@@ -158,7 +160,7 @@ def run_sweep(args: argparse.Namespace) -> int:
         print(f"{number}/{len(members)}: {member.run.path}", file=sys.stderr)
         if is_finished(member.run) and not args.dry_run or not is_asked(member, args.only):
             continue
-        words = ["train", sweep.config, *member.overrides, "--run", str(member.run.path),
+        words = ["train", member.config, *member.overrides, "--run", str(member.run.path),
                  "--cluster", args.cluster, *(["--dry-run"] if args.dry_run else []),
                  *(["--processes", str(args.processes)] if args.processes else []),
                  *(["--python", args.python] if args.python else [])]
@@ -357,6 +359,9 @@ def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name
     slurm.add_argument("--account", metavar="NAME", help="another account than the profile's")
     slurm.add_argument("--time", metavar="MIN", type=_at_least_one,
                        help="minutes of a GPU job; one that needs more is queued again")
+    slurm.add_argument("--code", choices=("checkout", "frozen"), default="checkout",
+                       help="of a run that goes on: the code as it is now (default), or as it was "
+                            "copied before")
     parser.add_argument("--dry-run", action="store_true",
                         help="print the commands, their environment and logs; run nothing")
     parser.add_argument("--python", metavar="PATH",

@@ -44,8 +44,21 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _runs(cancel, "+", "run folders, or folders with runs below")
 
     resume = _command(commands, "resume", run_resume, "submit again runs that stopped or failed, "
-                      "as they were submitted")
-    _runs(resume, "+", "run folders, or folders with runs below")
+                      "with the configuration and in the way they were submitted")
+    _runs(resume, "+", "run folders, or folders with runs below; one that was moved or copied "
+                       "goes on where it is now")
+    for option, metavar, text in (
+            ("site", "FILE", "profile of the cluster (default: the one they were submitted with)"),
+            ("partition", "NAME", "another partition than before"),
+            ("account", "NAME", "another account than before")):
+        resume.add_argument(f"--{option}", metavar=metavar, default="", help=text)
+    resume.add_argument("--time", metavar="MIN", type=_minutes, default="",
+                        help="another time limit of the GPU jobs, in minutes")
+    resume.add_argument("--code", choices=("checkout", "frozen"), default="checkout",
+                        help="the code as it is in the checkout now (default; what has changed "
+                             "is said), or as it was copied when the run was submitted")
+    resume.add_argument("--dry-run", action="store_true",
+                        help="print what would be submitted; submit nothing")
     _doctor_and_fetch(commands)
 
 
@@ -163,16 +176,19 @@ def run_cancel(args: argparse.Namespace) -> int:
 
 
 def run_resume(args: argparse.Namespace) -> int:
-    """launch.py's own command, once more."""
-    from blip_art.cluster.control import resume
+    """launch.py's own commands, once more."""
+    from blip_art.cluster.resume import Changes, resume
     from blip_art.cluster.slurm import Slurm
     from blip_art.cluster.status import find_runs
 
-    slurm = Slurm()
-    runs, settled = _settled(args.runs, find_runs(args.runs), slurm)
-    for line in settled:
-        print(line)
-    return resume(runs, slurm)
+    slurm, runs = Slurm(), find_runs(args.runs)
+    if not args.dry_run:
+        runs, settled = _settled(args.runs, runs, slurm)
+        for line in settled:
+            print(line)
+    changes = Changes(args.site, args.partition, args.account, args.time,
+                      "frozen" if args.code == "frozen" else "", args.dry_run)
+    return resume(runs, slurm, changes)
 
 
 def run_doctor(args: argparse.Namespace) -> int:
@@ -225,6 +241,12 @@ def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name
 
 def _runs(parser: argparse.ArgumentParser, number: str, text: str) -> None:
     parser.add_argument("runs", metavar="RUN", nargs=number, help=text)
+
+
+def _minutes(text: str) -> str:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not '{text}'")
+    return text
 
 
 def _seconds(text: str) -> float:

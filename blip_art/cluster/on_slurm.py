@@ -21,15 +21,16 @@ from blip_art.cluster.batch import (
     slurm_place,
     sweep_stages,
     train_stages,
+    wait_for_jobs,
 )
 from blip_art.cluster.container import check_image, check_overlay, image_identity
-from blip_art.cluster.control import SCORING, Live, living_jobs
+from blip_art.cluster.control import SCORING, InQueue, Live, jobs_in_queue
 from blip_art.cluster.inputs import check_inputs, folders_of, inputs_of
 from blip_art.cluster.pending import settle_all
 from blip_art.cluster.plan import collect_job, score_job, train_job
 from blip_art.cluster.site import ENVIRONMENT, Site, check_site, load_site
 from blip_art.cluster.slurm import Slurm
-from blip_art.cluster.snapshot import take_snapshot
+from blip_art.cluster.snapshot import changed_files, take_snapshot
 from blip_art.cluster.submit import Submission, shown, submit, tell
 from blip_art.config import (
     HARMLESS,
@@ -109,31 +110,36 @@ def sweep(args: argparse.Namespace, repo: Path) -> int:
 def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
            folder: Path) -> int:
     members, code = plan.members(), folder / "code"
-    living = [] if args.dry_run else living_jobs([m.run for m in members], Slurm())
+    slurm = Slurm()
+    queue = InQueue([], []) if args.dry_run else jobs_in_queue([m.run for m in members], slurm)
     todo, to_score, active = lacking(
-        [m for m in members if sweeps.is_asked(m, args.only)], living)
-    refuse_other_settings((m.run, load_config(plan.config, m.overrides))
+        [m for m in members if sweeps.is_asked(m, args.only)], queue.living)
+    refuse_other_settings((m.run, load_config(m.config, m.overrides))
                           for m in members if has_begun(m.run))
     print(f"{plan.name}: {len(members)} runs; {len(todo)} to submit, {active} in the queue, "
           f"{sum(is_finished(m.run) for m in members)} trained", file=sys.stderr)
     place = slurm_place(site, code.resolve(), args.processes)
     stages = _sweep_stages(args, plan, place, members, todo, to_score, folder / "report")
-    inputs = [_training_inputs(m.run, load_config(plan.config, m.overrides)) for m in todo]
+    asked = {run.path for run in [*(m.run for m in todo), *to_score]}
+    stages = _after_ending(stages, [one for one in queue.ending if one[0].path in asked])
+    inputs = [_training_inputs(m.run, load_config(m.config, m.overrides)) for m in todo]
     to = Submission(site, code, folder / "slurm", _command(),
                     folders_of((path for one in inputs for path in one.values()), site))
+    if args.dry_run:
+        _show_changed_code(args, repo, code, stages)
     if args.dry_run or not stages:
         print(shown(stages, to) if stages else "", end="")
         return 0
     identity = container_of(site)
     for one in inputs:
         check_inputs(one, site)
-    _snapshot(repo, code, living)
+    _snapshot(args, repo, code, queue.living, stages)
     for member in todo:
         _note(member.run, identity)
-        _freeze(member.run, plan.config, member.overrides)
-    write_json(folder / "sweep.json", {"file": os.path.abspath(plan.path), "runs": [
-        {"run": str(m.run.path), "overrides": list(m.overrides)} for m in members]}, indent=1)
-    tell(submit(stages, to), RunDir(folder))
+        _freeze(member.run, member.config, member.overrides)
+    if not plan.submitted:
+        sweeps.record_sweep(folder, plan)
+    tell(submit(stages, dataclasses.replace(to, cluster=slurm.cluster_name())), RunDir(folder))
     return 0
 
 
@@ -206,35 +212,77 @@ def _go(args: argparse.Namespace, repo: Path, site: Site, run: RunDir, stages: S
     inputs = inputs or {}
     to = Submission(site, run.code, run.slurm, _command(), folders_of(inputs.values(), site))
     if args.dry_run:
+        _show_changed_code(args, repo, run.code, stages)
         print(shown(stages, to), end="")
         return 0
     with _alone(run.path):
-        living = living_jobs([run], Slurm())
+        slurm = Slurm()
+        living, ending = jobs_in_queue([run], slurm)
         busy = [job for _, job, _ in living if job.stage in _EXCLUSIVE]
         if busy and any(stage.name in _EXCLUSIVE for stage in stages):
             raise UserError(f"{run.path} is already in the queue as job {busy[0].job_id}; "
                             f"'launch.py cancel {run.path}' first, or choose another --run")
         identity = container_of(site)
         check_inputs(inputs, site)
-        _snapshot(repo, run.code, living)
+        _snapshot(args, repo, run.code, living, stages)
         if stages[0].name != "collect":
             _note(run, identity)
         for one, (config, overrides) in (trains or {}).items():
             _freeze(one, config, overrides)
-        tell(submit(stages, to), run)
+        to = dataclasses.replace(to, cluster=slurm.cluster_name())
+        tell(submit(_after_ending(stages, ending), to), run)
     return 0
+
+
+def _after_ending(stages: Sequence[Stage], ending: Sequence[Live]) -> List[Stage]:
+    """Slurm starts them when what was cancelled has left its nodes: two must not write at once.
+
+    A dependency, and no waiting here: it holds however long that takes, also when this command is
+    interrupted.
+    """
+    ids = [job.job_id for _, job, _ in ending]
+    if ids:
+        print(f"{_count(ids, 'job')} ended but not yet on all nodes ({first_of(ids)}): what is "
+              "submitted now starts when that is over", file=sys.stderr)
+    return wait_for_jobs(stages, ids)
 
 
 def _training_inputs(run: RunDir, config: Config) -> Dict[str, Path]:
     return inputs_of(config, weights=not run.saved_checkpoints())
 
 
-def _snapshot(repo: Path, code: Path, living: Sequence[Live]) -> None:
+def _snapshot(args: argparse.Namespace, repo: Path, code: Path, living: Sequence[Live],
+              stages: Sequence[Stage]) -> None:
     """Copy the code, unless jobs use the copy that is there: they go on with what they began."""
     if living and code.exists():
         print(f"the code in {code} stays as it is: {len(living)} jobs use it", file=sys.stderr)
-    else:
+        return
+    _show_changed_code(args, repo, code, stages)
+    if not (_keeps_code(args) and code.exists()):
         take_snapshot(repo, code)
+
+
+def _show_changed_code(args: argparse.Namespace, repo: Path, code: Path,
+                       stages: Sequence[Stage]) -> None:
+    """Which files of the copy that a run began with are others in the checkout.
+
+    The checkout's are used unless the user says otherwise: it is what writes the scripts of the
+    jobs, and most of those who resume have just fixed something.
+    """
+    changed = changed_files(repo, code)
+    if changed and any(stage.name in _EXCLUSIVE for stage in stages):
+        which = ("the copy goes on" if _keeps_code(args) else
+                 "the checkout's are used, '--code frozen' keeps the copy")
+        print(f"{_count(changed, 'file')} of the code changed since {code} was copied "
+              f"({first_of(changed)}): {which}", file=sys.stderr)
+
+
+def _count(things: Sequence[object], name: str) -> str:
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"
+
+
+def _keeps_code(args: argparse.Namespace) -> bool:
+    return bool(getattr(args, "code", "") == "frozen")
 
 
 def _freeze(run: RunDir, config: str, overrides: Sequence[str]) -> None:

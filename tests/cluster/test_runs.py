@@ -119,13 +119,25 @@ def test_a_task_a_gpu_gives_the_same_weights(runs: Runs, undisturbed: RunDir) ->
     assert last_weights(run) == last_weights(undisturbed)
 
 
-def test_a_cancelled_run_stays_cancelled(runs: Runs) -> None:
-    run = runs.train("cancelled", "train.epochs=50")
+def test_a_cancelled_run_stays_cancelled_until_it_is_resumed(runs: Runs,
+                                                             undisturbed: RunDir) -> None:
+    run = runs.train("cancelled")
     runs.wait_for_checkpoint(run)
-    runs.cluster.run(["scancel", runs.job(run)])
-    runs.wait_until_gone(run)
-    assert state_of(run) == "stopped"
-    assert "not queued again" in runs.said(run)
+    first = runs.job(run)
+    assert f"cancelled train job {first}" in runs.cluster.launch(
+        "cancel", run.path, cwd=runs.folder).stdout
+    resumed = runs.cluster.launch("resume", run.path, cwd=runs.folder)
+    assert f"1 job ended but not yet on all nodes ({first})" in resumed.stderr, resumed
+    waits = runs.cluster.run(["squeue", "-h", "-j", runs.job(run), "-o", "%E"])
+    assert f"afterany:{first}" in waits.stdout or not runs.queue("-j", first)
+    copy = RunDir(runs.folder / "runs" / "copy of cancelled")
+    runs.cluster.run(["cp", "-r", run.path, copy.path])
+    assert "no job of it" in runs.cluster.launch("cancel", copy.path, cwd=runs.folder).stdout
+    resumed = runs.cluster.launch("resume", copy.path, "--time", "30", cwd=runs.folder)
+    assert resumed.returncode == 0, resumed.stderr
+    for one in (run, copy):
+        goes_on_as_if_undisturbed(runs, one, undisturbed)
+        assert "not queued again" in runs.said(one)
 
 
 def test_a_sweep_is_an_array_that_is_submitted_once(runs: Runs) -> None:
@@ -154,7 +166,7 @@ def test_a_sweep_is_an_array_that_is_submitted_once(runs: Runs) -> None:
     finished = [run for run in members if state_of(run) == "finished"]
     assert len(finished) == 5, runs.said(members[1])
     assert all(run.scored() for run in finished)
-    third = runs.launch(*words)
+    third = runs.launch("sweep", runs.folder / "runs/six", "--gpus", "2")
     assert "6 runs; 1 to submit, 0 in the queue, 5 trained" in third.stderr, third.stderr
     runs.wait(broken)
 
@@ -306,7 +318,7 @@ def test_a_disk_that_fills_costs_what_was_not_saved(runs: Runs, undisturbed: Run
         runs.cluster.as_root(["umount", "--lazy", str(disk)])
 
 
-def test_two_hundred_runs_are_submitted_with_three_calls(runs: Runs) -> None:
+def test_two_hundred_runs_are_submitted_with_four_calls(runs: Runs) -> None:
     counted = runs.folder / "bin"
     counted.mkdir(exist_ok=True)
     log = runs.folder / "calls"
@@ -322,7 +334,7 @@ def test_two_hundred_runs_are_submitted_with_three_calls(runs: Runs) -> None:
                                cwd=runs.folder, env={"PATH": path})
     try:
         assert done.returncode == 0, done.stderr
-        assert log.read_text().split() == ["sbatch"] * 3
+        assert log.read_text().split() == ["scontrol", *["sbatch"] * 3]
     finally:
         for stage in ("train", "score", "collect"):
             runs.cluster.run(["scancel", f"--name={stage}-many"])

@@ -102,6 +102,7 @@ def test_what_is_not_trained_is_trained_as_it_was_submitted(run: RunDir) -> None
 
 def test_captions_that_were_cancelled_are_made(run: RunDir) -> None:
     write_json(run.scores("val", 0), {})
+    write_text(run.config, "name: a\n")
     eval_test = ("eval", "a.yaml", "--split", "test", "--cluster", "slurm", "generate.num_beams=5")
     record_jobs(run, [Submitted("predict", "4", command=eval_test)])
     assert job_to_repeat(run, []) == "finished and scored, nothing to do"

@@ -71,7 +71,9 @@ def resume(runs: Sequence[RunDir], slurm: Slurm, changes: Optional[Changes] = No
         if isinstance(job, str):
             print(f"{run.path}: {job}")
             continue
-        others = other_clusters(slurm, read_jobs(run)) if job.cluster else []
+        others: List[str] = []
+        with contextlib.suppress(SlurmError):  # of which a dry run has been warned
+            others = other_clusters(slurm, read_jobs(run)) if job.cluster else []
         if others:
             print(f"{run.path}: was begun on cluster {', '.join(others)}, whose queue is not asked "
                   "from here: look there that none of its jobs is left", file=sys.stderr)
@@ -148,8 +150,9 @@ def words_to_repeat(run: RunDir, job: Submitted, changes: Changes,
         words = [command, *([str(config.resolve())] if config else positional)]
     elif command in ("predict", "eval"):
         # Its own configuration stands for the file that was named.
-        words = [command, *(word for word in positional if "=" in word or not config)]
-        options = {**options, "config": None if config else options["config"]}
+        own = run.config.exists()
+        words = [command, *(word for word in positional if "=" in word or not own)]
+        options["config"] = None if own else options["config"]
     else:
         words = [command, *(positional if command != "score" else ())]
     options["run"] = str(folder)
@@ -181,12 +184,14 @@ def _folder_of(run: RunDir, job: Submitted) -> str:
 
 
 # launch.py's options that say what is submitted: of all commands, and of each.
-_COMMON = ("cluster", "site", "partition", "account", "time", "code")
+_COMMON = ("cluster", "site", "partition", "account", "time", "code", "mail")
 _OF_COMMAND = {"train": ("run", "gpus", "nodes", "no-score"), "sweep": ("gpus", "nodes", "only"),
                **dict.fromkeys(("predict", "eval"), ("run", "config", "weights", "epoch", "split",
                                                      "gpus", "nodes")),
                "score": ("run",), "collect": ("output",)}
 _SPELLINGS = {"gpus": ("--gpus", "--processes"), "output": ("-o", "--output")}
+_KINDS: Dict[str, Dict[str, Any]] = {"only": {"nargs": "+"}, "mail": {"nargs": "?", "const": True},
+                                     "no-score": {"action": "store_const", "const": True}}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -201,10 +206,8 @@ def _parse(command: Sequence[str]) -> Tuple[Dict[str, Any], List[str]]:
     """The options of a recorded command by name, and its other words."""
     parser = _Parser(prog="launch.py", add_help=False)
     for name in (*_COMMON, *_OF_COMMAND.get(command[0], ()), "python"):
-        kind: Dict[str, Any] = {"nargs": "+"} if name == "only" else {}
-        if name == "no-score":
-            kind = {"action": "store_const", "const": True}
-        parser.add_argument(*_SPELLINGS.get(name, (f"--{name}",)), dest=name, **kind)
+        parser.add_argument(*_SPELLINGS.get(name, (f"--{name}",)), dest=name,
+                            **_KINDS.get(name, {}))
     options, others = parser.parse_known_args(list(command[1:]))
     return vars(options), [word for word in others if not word.startswith("-")]
 

@@ -138,24 +138,28 @@ class Slurm:
         self._bin = bin
         self.calls: List[Sequence[str]] = []
         """Every command that was run, the words as they were given."""
-        self._cluster: Optional[str] = None
+        self._config: Optional[Dict[str, str]] = None
+
+    def config(self) -> Dict[str, str]:
+        """The cluster's settings, by their names in slurm.conf. Asked once."""
+        if self._config is None:
+            out = self._checked("scontrol", self._call("scontrol", "show", "config"))
+            self._config = {name.strip(): value.strip() for name, equals, value in
+                            (line.partition(" = ") for line in out.splitlines()) if equals}
+        return self._config
 
     def cluster_name(self) -> str:
-        """What this cluster is called; '' where that cannot be found out. Asked once.
+        """What this cluster is called; '' where that cannot be found out.
 
         Raises:
             ControllerDown: nobody answers.
         """
-        if self._cluster is None:
-            try:
-                done = self._call("scontrol", "show", "config")
-            except SlurmAbsent:
-                done = Completed(1)
-            if done.code and _DEAD_CONTROLLER.search(done.err):
-                raise self._failure("scontrol", done)
-            match = re.search(r"^ClusterName\s*=\s*(\S+)", done.out, re.MULTILINE)
-            self._cluster = match[1] if match else ""
-        return self._cluster
+        try:
+            return self.config().get("ClusterName", "")
+        except ControllerDown:
+            raise
+        except SlurmError:
+            return ""
 
     def squeue(self, job_ids: Iterable[str]) -> Dict[str, QueueRow]:
         """Of these jobs those that the controller still knows, by id; arrays by task.

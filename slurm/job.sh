@@ -4,9 +4,13 @@
 # Runs COMMAND (srun …). The signal that Slurm sends this shell before the time limit
 # (--signal=B:USR2@120) becomes the file FOLDER/stop_JOBID, which the job looks for: sent to the
 # step, it would also end the processes that serve the image's files. A job that was stopped before
-# its end leaves FOLDER/requeue_JOBID and is queued again here, at most MAX times. Whoever follows
-# the job finds FOLDER/ended_JOBID with its exit code, or FOLDER/again_JOBID while it waits to start
-# again; elements of arrays, which nobody follows, leave none.
+# its end leaves FOLDER/requeue_JOBID and is queued again here, at most MAX times, and not after
+# three starts in a row that gave no new checkpoint and no new captions. Of these only starts count
+# that had 10 minutes, or half of their time limit where that is less: preemption soon after the
+# start is not the run's fault, and where Slurm queues a job again by itself nothing is counted.
+# FOLDER/progress_JOBID, which a training writes as it starts, names what is to be newer. Whoever
+# follows the job finds FOLDER/ended_JOBID with its exit code, or FOLDER/again_JOBID while it waits
+# to start again; elements of arrays, which nobody follows, leave none.
 # What the job runs is in FOLDER/submitit under its submission's name; launch.py deletes that when it
 # gives a submission up of which Slurm may have the job.
 set -euo pipefail
@@ -18,6 +22,8 @@ stop=$folder/stop_$SLURM_JOB_ID request=$folder/requeue_$SLURM_JOB_ID
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 restarts=${SLURM_RESTART_COUNT:-0}
+progress=$folder/progress_$SLURM_JOB_ID idle=$folder/idle_$SLURM_JOB_ID
+most_idle=3 fair_s=${BLIP_ART_FAIR_S:-600}
 
 told="" interrupted=""
 # shellcheck disable=SC2317  # the traps call it
@@ -25,7 +31,8 @@ note() { told=$1 interrupted=yes; echo "$1" >"$stop"; }
 trap 'note SIGUSR2' USR1 USR2
 trap 'note SIGTERM' TERM
 note_end() { [[ ${SLURM_ARRAY_JOB_ID:-} ]] || echo "$1" >"$folder/$2_$job" || true; }
-rm -f "$stop" "$request" "$folder/ended_$job" "$folder/again_$job"
+rm -f "$stop" "$request" "$progress" "$folder/ended_$job" "$folder/again_$job"
+((restarts)) || rm -f "$idle"  # numbers of jobs come round again
 pickle=$folder/submitit/${job}_submitted.pkl
 if [[ ${BLIP_ART_SUBMISSION:-} && ! -e $pickle ]]; then
     # The link tells launch.py, too, which job came of the submission.
@@ -37,6 +44,37 @@ if [[ ${BLIP_ART_SUBMISSION:-} && ! -e $pickle ]]; then
     fi
 fi
 unset BLIP_ART_SUBMISSION  # it is this job's, and not that of jobs which this one submits
+
+had_time() {  # whether this start was long enough to expect something of it
+    local limit part limit_s=0 days=0
+    ((SECONDS < fair_s)) || return 0
+    limit=$(squeue --noheader --jobs="$job" --format=%l) || return 1
+    [[ $limit =~ ^([0-9]+-)?[0-9]+(:[0-9]+)+$ ]] || return 1
+    [[ $limit != *-* ]] || days=${limit%%-*}
+    for part in $(tr : ' ' <<<"${limit#*-}"); do limit_s=$((60 * limit_s + 10#$part)); done
+    ((2 * SECONDS >= 86400 * days + limit_s))
+}
+count_idle() {  # starts in a row, up to this one, that gave nothing new
+    local state checkpoint captions count=0
+    [[ ! -e $idle ]] || count=$(<"$idle")
+    if [[ -e $progress ]]; then
+        { read -r state; read -r checkpoint; read -r captions; } <"$progress"
+        if [[ $checkpoint -nt $progress ||
+            $(find "$captions" -name '*.json' -newer "$progress" -print -quit 2>/dev/null) ]]; then
+            count=0
+        elif had_time; then
+            count=$((count + 1))
+        fi
+    fi
+    echo "$count" >"$idle" || true
+    ((count >= most_idle)) || return 0
+    gives_up="stopped $count times in a row before there was a new checkpoint or new captions:"
+    gives_up+=" give it more time ('launch.py train … --time MIN'), or look at its logs"
+    if printf '{"state": "failed", "why": "%s"}\n' "$gives_up" >"$state.$job.tmp"; then
+        mv "$state.$job.tmp" "$state" || true
+    fi
+}
+gives_up="" counted=""
 "$@" &
 step=$!
 while :; do
@@ -70,6 +108,13 @@ for ((attempt = 1; attempt <= 18; attempt++)); do
             # Slurm may be about to queue it again by itself, after preemption.
             [[ $state == @(COMPLETING|PENDING|REQUEUE*) ]] || note_end "$code" ended
             exit "$code"
+        fi
+        [[ $counted ]] || count_idle
+        counted=yes
+        if [[ $gives_up ]]; then
+            echo "job $job was $gives_up"
+            note_end 1 ended
+            exit 1
         fi
         note_end "$code" again  # before: Slurm may end this script at once
         if scontrol requeue "$job"; then

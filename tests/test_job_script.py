@@ -6,12 +6,18 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+
+from blip_art.cluster.allocation import Task, note_progress
+from blip_art.cluster.jobs import Job
+from blip_art.files import RunDir
+from blip_art.run_state import read_state
 
 
 class FakeSlurm:
@@ -107,6 +113,46 @@ def test_the_number_of_restarts_is_bounded(slurm: FakeSlurm) -> None:
     assert slurm.requeued() == []
     slurm.run(request, SLURM_RESTART_COUNT="2")
     assert slurm.requeued() == ["7"]
+
+
+def test_starts_without_a_new_checkpoint_are_not_repeated_for_ever(slurm: FakeSlurm) -> None:
+    slurm.put("squeue", '[[ $* == *%l* ]] && echo 2:00 || echo RUNNING')
+    run = slurm.folder / "run"
+    job = Job("train", ("true",), cwd=str(slurm.folder), state="run/state.json")
+    task = Task("7", "7", 0, 0, 1, 0, 0, ("v100-1",))
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.pt").touch()
+    note_progress(job, slurm.folder, task)
+    note = slurm.folder / "progress_7"
+    text = note.read_text()
+
+    def start(number: int, command: str = "", fair_s: str = "0") -> str:
+        noted = f"printf %s {shlex.quote(text)} >{note}; sleep 0.02; {command or 'true'}"
+        return slurm.run(f"{noted}; echo SIGUSR2 >{slurm.folder}/requeue_7",
+                         SLURM_RESTART_COUNT=str(number % 3), BLIP_ART_FAIR_S=fair_s)[1]
+
+    assert "is queued again" in start(0)
+    assert "is queued again" in start(1)
+    assert "is queued again" in start(1, fair_s="600")  # too short, by preemption
+    assert "is queued again" in start(1, f"touch {run}/checkpoints/last.pt")
+    assert "is queued again" in start(1, f"mkdir {run}/predictions; echo >{run}/predictions/a.json")
+    assert "is queued again" in start(1)
+    assert "is queued again" in start(2)
+    said = start(2)
+    assert "job 7 was stopped 3 times in a row before there was a new checkpoint" in said
+    state = read_state(RunDir(run))
+    assert state.name == "failed"
+    assert state.why in said
+    assert (slurm.folder / "ended_7").read_text() == "1\n"
+    assert "is queued again" in start(0)  # another job of this number
+
+
+def test_half_of_a_short_time_limit_is_enough_of_a_start(slurm: FakeSlurm) -> None:
+    slurm.put("squeue", '[[ $* == *%l* ]] && echo 0-00:00:02 || echo RUNNING')
+    for _ in range(2):
+        slurm.run(f"printf 'a\\nb\\nc\\n' >{slurm.folder}/progress_7; sleep 1.1; "
+                  f"echo SIGUSR2 >{slurm.folder}/requeue_7", SLURM_RESTART_COUNT="1")
+    assert (slurm.folder / "idle_7").read_text() == "2\n"
 
 
 def test_an_element_of_an_array_is_named_as_such(slurm: FakeSlurm) -> None:

@@ -62,7 +62,8 @@ class Site:
     signal_delay_s: int = limited(120, min=0, max=10**6)
     """How long before the time limit a job is told to save."""
     max_requeues: int = limited(20, min=0, max=10**6)
-    """How often one job may be queued again."""
+    """How often one job may be queued again; a training only while its starts give new checkpoints
+    or captions (see slurm/job.sh)."""
     sbatch: Mapping[str, Any] = field(default_factory=dict)
     """Further options of GPU jobs, as sbatch calls them: {constraint: v100-32g, exclusive: true};
     true is an option without a value."""

@@ -12,7 +12,7 @@ import shutil
 from dataclasses import dataclass
 from typing import Dict, Iterable, List, Tuple
 
-from blip_art.cluster.checks import Check, fail, ok, warn
+from blip_art.cluster.checks import FAIL, WARN, Check, fail, ok, warn
 from blip_art.cluster.site import Site
 from blip_art.cluster.slurm import NoAccounting, Slurm, SlurmError, run_command, seconds_of
 
@@ -94,32 +94,44 @@ def _number(text: str) -> int:
     return int(match[0]) if match else 0
 
 
-def _partition(parts: List[Part], name: str, key: str, time_min: int) -> Iterable[Check]:
-    if not name:
-        return  # the cluster's default
+def _partition(parts: List[Part], names: str, key: str, time_min: int) -> Iterable[Check]:
+    """Each of 'a,b'; a job starts in whichever has room first, so one that fits is enough."""
+    found = [_one_partition(parts, name, key, time_min) for name in _names(names)]
+    fits = any(check.verdict != FAIL for check in found)
+    for name, check in zip(_names(names), found):
+        exists = any(part.partition == name for part in parts)  # sbatch refuses all for one unknown
+        yield Check(WARN, f"{check.what}: no job starts there", check.mend) if (
+            fits and exists and check.verdict == FAIL) else check
+
+
+def _names(partitions: str) -> List[str]:
+    """'a,b' is what sbatch takes for 'whichever starts first'; '' is the cluster's default."""
+    return [name for name in partitions.replace(" ", "").split(",") if name]
+
+
+def _one_partition(parts: List[Part], name: str, key: str, time_min: int) -> Check:
     mine = [part for part in parts if part.partition == name]
     if not mine:
         names = ", ".join(dict.fromkeys(part.partition for part in parts))
-        yield fail(f"no partition {name}", f"there are: {names or 'none'}; mend '{key}' in the "
-                                           "site profile")
-        return
+        return fail(f"no partition {name}", f"there are: {names or 'none'}; mend '{key}' in the "
+                                            "site profile")
     limit = mine[0].limit_s
     if not mine[0].up:
-        yield fail(f"partition {name} is closed", "ask the administrators, or name another")
-    elif 0 <= limit < 60 * time_min:
+        return fail(f"partition {name} is closed", "ask the administrators, or name another")
+    if 0 <= limit < 60 * time_min:
         short = "cpu_time_min" if key == "cpu_partition" else "time_min"
-        yield fail(f"partition {name} gives {limit // 60} minutes, the profile asks for {time_min}",
-                   f"{short}: {limit // 60} (a training that needs more is queued again)")
-    else:
-        usable = sum(part.nodes for part in mine if not _BARRED.search(part.state))
-        total = sum(part.nodes for part in mine)
-        text = f"partition {name}: {usable} of {total} nodes in service"
-        yield ok(text) if usable else warn(text, "jobs wait until the nodes are back")
+        return fail(f"partition {name} gives {limit // 60} minutes, the profile asks for "
+                    f"{time_min}",
+                    f"{short}: {limit // 60} (a training that needs more is queued again)")
+    usable = sum(part.nodes for part in mine if not _BARRED.search(part.state))
+    total = sum(part.nodes for part in mine)
+    text = f"partition {name}: {usable} of {total} nodes in service"
+    return ok(text) if usable else warn(text, "jobs wait until the nodes are back")
 
 
 def _gpu_nodes(parts: List[Part], site: Site) -> Iterable[Check]:
     """Whether some kind of node is large enough."""
-    mine = [part for part in parts if part.partition == site.partition]
+    mine = [part for part in parts if part.partition in _names(site.partition)]
     if not mine or not site.gres:
         return
     asked = site.gres.format(gpus=site.gpus_per_node)

@@ -31,7 +31,7 @@ class Site:
     path: str = ""
     """The profile itself; filled in when it is loaded."""
     partition: str = ""
-    """Partition of GPU jobs; '' is the cluster's default."""
+    """Partition of GPU jobs; 'a,b' is whichever starts first, '' the cluster's default."""
     cpu_partition: str = ""
     """Partition of scoring and reports, which need no GPU; '' is `partition`."""
     account: str = ""

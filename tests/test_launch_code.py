@@ -54,6 +54,15 @@ def test_snapshot_holds_local_changes_and_new_modules(checkout: Path, tmp_path: 
     assert (code / "blip_art" / "a.py").read_text() == "A = 2\n"
 
 
+def test_what_users_make_is_ignored_and_no_part_of_the_code(repo: Path) -> None:
+    made = ["configs/sites/mine.yaml", "report/index.html", "annotation/manifest.json",
+            "model_base_caption_capfilt_large.pth", "runs/art/state.json"]
+    ours = ["configs/sites/v100.yaml", "blip_art/report/new.py", "configs/my_sweep.yaml"]
+    done = subprocess.run(["git", "-C", str(repo), "check-ignore", "--no-index", *made, *ours],
+                          check=False, capture_output=True, text=True)
+    assert done.stdout.split() == made
+
+
 def test_same_code_is_not_copied_again_and_other_code_replaces_it(
         checkout: Path, tmp_path: Path) -> None:
     code = tmp_path / "run" / "code"

@@ -282,6 +282,14 @@ def test_a_build_that_fails_leaves_nothing(site: Site, tmp_path: Path, build: Bu
     assert list(tmp_path.glob("*sif*")) == list(tmp_path.glob(".*sif*")) == []
 
 
+def test_a_base_that_is_not_reached_has_a_way_out(site: Site, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--base .*PIP_INDEX_URL.*certificates.*copy the file"):
+        build_image(image_plan(site, tmp_path / "a.sif"), run=Builder(1))
+    with pytest.raises(UserError) as local:
+        build_image(image_plan(site, tmp_path / "a.sif", base=str(tmp_path)), run=Builder(1))
+    assert "--base" not in str(local.value)
+
+
 def test_what_a_killed_build_left_is_removed(site: Site, tmp_path: Path) -> None:
     host = os.uname().nodename
     with subprocess.Popen(["true"]) as dead:

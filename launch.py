@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, List, Optional, Sequence
 
-from blip_art.cluster import cli_build, cli_day
+from blip_art.cluster import cli_build, cli_day, extras
 from blip_art.errors import UserError, exit_cleanly
 
 if TYPE_CHECKING:  # --help must not wait for imports
@@ -50,6 +50,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         extra = [word for word in extra if word.startswith("-")]
     if extra:
         parser.error(f"unknown argument {extra[0]}; see launch.py {args.command} --help")
+    extras.check_arguments(args)
     return int(args.function(args))
 
 
@@ -362,6 +363,7 @@ def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name
     slurm.add_argument("--code", choices=("checkout", "frozen"), default="checkout",
                        help="of a run that goes on: the code as it is now (default), or as it was "
                             "copied before")
+    extras.add_arguments(slurm)
     parser.add_argument("--dry-run", action="store_true",
                         help="print the commands, their environment and logs; run nothing")
     parser.add_argument("--python", metavar="PATH",

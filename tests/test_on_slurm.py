@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from blip_art.cluster import extras
 from blip_art.cluster.control import Live
 from blip_art.cluster.logs import newest
 from blip_art.cluster.on_slurm import lacking, refuse_other_settings, site_of
@@ -165,6 +167,46 @@ def test_a_cancelled_run_is_submitted_again_behind_its_own_end(
     assert "--time=77" in again
     assert load_config(RunDir("runs/a").frozen_config).train.epochs == 3
     assert "# as it was" in Path("runs/a/code/blip_art/errors.py").read_text()
+
+
+def test_what_waits_for_no_stage_waits_for_the_job_and_failures_are_mailed(
+        tmp_path: Path, repo: Path, config: Config) -> None:
+    def lines(*words: str) -> dict[str, list[str]]:
+        done = subprocess.run(
+            [sys.executable, repo / "launch.py", "train", "a.yaml", "--cluster", "slurm",
+             "--dry-run", *words], cwd=tmp_path, text=True, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        scripts = done.stdout.split("# === sbatch: ")[1:]
+        return {text.split("\n")[0]: [line.removeprefix("#SBATCH ") for line in text.splitlines()
+                                      if "--mail" in line or "--dependency" in line]
+                for text in scripts}
+
+    plain = lines()
+    assert plain["train"] == []
+    asked = lines("--after", "12,afterany:13_4", "--mail=me@here")
+    assert asked["train"] == ["--dependency=afterok:12,afterany:13_4", "--mail-type=FAIL",
+                              "--mail-user=me@here"]
+    assert asked["score"][0] == plain["score"][0]
+    assert asked["collect"][1:] == ["--mail-type=END,FAIL", "--mail-user=me@here"]
+    assert lines("--no-score", "--mail")["train"] == ["--mail-type=END,FAIL"]
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--after", "job7", "--cluster", "slurm"], "--after job7: must be a job's number"),
+    (["--after", "afterwards:7", "--cluster", "slurm"], "several: 123,afterany:124_7"),
+    (["--mail", "a.yaml", "--cluster", "slurm"], "--mail a.yaml: no address; write --mail=ADD"),
+    (["--mail"], "--mail is for --cluster slurm")])
+def test_what_is_no_job_or_address_is_refused(words: list[str], message: str) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cluster", default="local")
+    extras.add_arguments(parser.add_argument_group("slurm"))
+    with pytest.raises(UserError, match=re.escape(message)):
+        extras.check_arguments(parser.parse_args(words))
+
+
+def test_what_is_repeated_does_not_wait_again() -> None:
+    assert extras.without_after(["train", "--after", "7", "a.yaml", "--aft=8", "--mail"]) == [
+        "train", "a.yaml", "--mail"]
 
 
 @pytest.mark.parametrize("command", ["eval", "predict", "score"])

@@ -49,6 +49,8 @@ class Stage:
     """Most elements of the array at a time; 0 is no limit."""
     waits_for: Tuple[str, ...] = ()
     """Dependencies on jobs that were submitted before: 'afterany:123'."""
+    options: Tuple[Tuple[str, str], ...] = ()
+    """Options of sbatch for this stage alone: (mail-type, END)."""
 
 
 def slurm_place(site: Site, code: Path, gpus: int = 0) -> Place:
@@ -141,7 +143,7 @@ def submitit_parameters(site: Site, stage: Stage, dependency: str = "") -> Dict[
             "signal": f"B:USR2@{site.signal_delay_s}",
             # A job whose condition can no longer be met must not wait for ever.
             "requeue": True, "kill-on-invalid-dep": "yes",
-            **(site.sbatch if gpu else site.cpu_sbatch)},
+            **(site.sbatch if gpu else site.cpu_sbatch), **dict(stage.options)},
         "setup": [*(f"module load {shlex.quote(name)} || exit 1" for name in site.modules),
                   *site.setup]}
 

@@ -25,6 +25,7 @@ from blip_art.cluster.batch import (
 )
 from blip_art.cluster.container import check_image, check_overlay, image_identity
 from blip_art.cluster.control import SCORING, InQueue, Live, jobs_in_queue
+from blip_art.cluster.extras import with_extras, without_after
 from blip_art.cluster.inputs import check_inputs, folders_of, inputs_of
 from blip_art.cluster.pending import settle_all
 from blip_art.cluster.plan import collect_job, score_job, train_job
@@ -119,7 +120,8 @@ def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
     print(f"{plan.name}: {len(members)} runs; {len(todo)} to submit, {active} in the queue, "
           f"{sum(is_finished(m.run) for m in members)} trained", file=sys.stderr)
     place = slurm_place(site, code.resolve(), args.processes)
-    stages = _sweep_stages(args, plan, place, members, todo, to_score, folder / "report")
+    stages = with_extras(_sweep_stages(args, plan, place, members, todo, to_score,
+                                       folder / "report"), args.after, args.mail)
     asked = {run.path for run in [*(m.run for m in todo), *to_score]}
     stages = _after_ending(stages, [one for one in queue.ending if one[0].path in asked])
     inputs = [_training_inputs(m.run, load_config(m.config, m.overrides)) for m in todo]
@@ -210,6 +212,7 @@ def _go(args: argparse.Namespace, repo: Path, site: Site, run: RunDir, stages: S
         trains: Optional[Dict[RunDir, Tuple[str, Tuple[str, ...]]]] = None,
         inputs: Optional[Dict[str, Path]] = None) -> int:
     inputs = inputs or {}
+    stages = with_extras(stages, args.after, args.mail)
     to = Submission(site, run.code, run.slurm, _command(), folders_of(inputs.values(), site))
     if args.dry_run:
         _show_changed_code(args, repo, run.code, stages)
@@ -333,4 +336,4 @@ def _note(run: RunDir, identity: Dict[str, Any]) -> None:
 
 
 def _command() -> List[str]:
-    return sys.argv[1:]
+    return without_after(sys.argv[1:])

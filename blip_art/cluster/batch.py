@@ -36,7 +36,7 @@ class Stage:
     """One submission: a job, or the jobs of an array."""
 
     name: str
-    """train, follow, score, predict or collect."""
+    """train, follow, score, predict or collect; train.2 is the second portion of a sweep's."""
     jobs: Tuple[Job, ...]
     runs: Tuple[RunDir, ...]
     """The run of each job."""
@@ -51,6 +51,11 @@ class Stage:
     """Dependencies on jobs that were submitted before: 'afterany:123'."""
     options: Tuple[Tuple[str, str], ...] = ()
     """Options of sbatch for this stage alone: (mail-type, END)."""
+
+    @property
+    def kind(self) -> str:
+        """The name without the number of a portion."""
+        return self.name.partition(".")[0]
 
 
 def slurm_place(site: Site, code: Path, gpus: int = 0) -> Place:
@@ -161,7 +166,7 @@ def job_command(site: Site, stage: Stage, code: Path, wrapper: Path, pickles: Pa
 def job_name(stage: Stage) -> str:
     """What squeue shows; without characters that need quoting."""
     of = stage.runs[0].name if len(stage.jobs) == 1 else stage.runs[0].path.resolve().parent.name
-    return re.sub(r"[^\w.-]+", "_", f"{stage.name}-{of}")
+    return re.sub(r"[^\w.-]+", "_", f"{stage.kind}-{of}")
 
 
 def submitted_name(site: Site, stage: Stage) -> str:

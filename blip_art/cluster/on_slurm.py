@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from blip_art.cluster import sweep as sweeps
 from blip_art.cluster.batch import (
@@ -27,8 +27,10 @@ from blip_art.cluster.container import check_image, check_overlay, image_identit
 from blip_art.cluster.control import SCORING, InQueue, Live, jobs_in_queue
 from blip_art.cluster.extras import with_extras, without_after
 from blip_art.cluster.inputs import check_inputs, folders_of, inputs_of
+from blip_art.cluster.limits import Limits, SubmitLimit, read_limits
 from blip_art.cluster.pending import settle_all
 from blip_art.cluster.plan import collect_job, score_job, train_job
+from blip_art.cluster.portions import in_portions, sweep_runs
 from blip_art.cluster.site import ENVIRONMENT, Site, check_site, load_site
 from blip_art.cluster.slurm import Slurm
 from blip_art.cluster.snapshot import changed_files, take_snapshot
@@ -120,8 +122,12 @@ def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
     print(f"{plan.name}: {len(members)} runs; {len(todo)} to submit, {active} in the queue, "
           f"{sum(is_finished(m.run) for m in members)} trained", file=sys.stderr)
     place = slurm_place(site, code.resolve(), args.processes)
-    stages = with_extras(_sweep_stages(args, plan, place, members, todo, to_score,
-                                       folder / "report"), args.after, args.mail)
+    asks = not args.dry_run and (todo or to_score)
+    limits = read_limits(site, slurm) if asks else Limits()
+    todo = fitting(todo, len(to_score), limits.submit)
+    stages = with_extras(in_portions(_sweep_stages(
+        args, plan, place, members, todo, to_score, folder / "report"), limits.array_size),
+        args.after, args.mail)
     asked = {run.path for run in [*(m.run for m in todo), *to_score]}
     stages = _after_ending(stages, [one for one in queue.ending if one[0].path in asked])
     inputs = [_training_inputs(m.run, load_config(m.config, m.overrides)) for m in todo]
@@ -143,6 +149,25 @@ def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
         sweeps.record_sweep(folder, plan)
     tell(submit(stages, dataclasses.replace(to, cluster=slurm.cluster_name())), RunDir(folder))
     return 0
+
+
+def fitting(todo: List[sweeps.Member], to_score: int, limit: Optional[SubmitLimit],
+            queued: Callable[[], int] = lambda: Slurm().own_jobs()) -> List[sweeps.Member]:
+    """The first of the runs, as many as may be in the queue; a line on stderr about the others.
+
+    Raises:
+        UserError: there is no room for one.
+    """
+    if limit is None or sweep_runs(limit.most - (there := queued()), to_score) >= len(todo):
+        return todo
+    room = sweep_runs(limit.most - there, to_score)
+    why = (f"you may have {limit.most} jobs in the queue ({limit.whose}), {there} are there, and "
+           "a run is 2")
+    if not room:
+        raise UserError(f"{why}; wait until some have ended, the same command then goes on")
+    print(f"{len(todo) - room} of {len(todo)} runs are not submitted yet: {why}; the same command "
+          "again submits more once these have ended", file=sys.stderr)
+    return todo[:room]
 
 
 def lacking(members: Sequence[sweeps.Member], living: Sequence[Live]

@@ -268,6 +268,18 @@ class Slurm:
             raise NoAccounting(f"sacctmgr does not answer ({_first_line(done)})")
         return done.out
 
+    def partitions(self) -> Dict[str, Dict[str, str]]:
+        """Each partition's settings, by its name."""
+        lines = self._checked("scontrol", self._call(
+            "scontrol", "--oneliner", "show", "partition")).splitlines()
+        found = (dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines)
+        return {one["PartitionName"]: one for one in found if "PartitionName" in one}
+
+    def own_jobs(self) -> int:
+        """How many jobs of this user wait or run; each element of an array is one."""
+        return len(self._checked("squeue", self._call(
+            "squeue", "--noheader", "--array", "--me", "--format=%i")).split())
+
     def version(self) -> str:
         """'22.05.8', as sbatch says it; asks no daemon."""
         out = self._checked("sbatch", self._call("sbatch", "--version"))

@@ -215,7 +215,7 @@ def _jobs(stage: Stage, to: Submission, numbers: Dict[str, str]
     for index, (job, run) in enumerate(zip(stage.jobs, stage.runs)):
         job_id, log = log_pattern(job, index if array else None, numbers[stage.name])
         found.append((str(run.path.absolute()), Submitted(
-            stage.name, job_id, log=os.path.join(job.cwd, log),
+            stage.kind, job_id, log=os.path.join(job.cwd, log),
             batch_log=str(to.pickles / f"{job_id}_0_log.out"), gpus=stage.gpus, nodes=stage.nodes,
             after=(*(f"{kind}:{numbers[name]}" for kind, name in stage.after), *stage.waits_for),
             site=to.site.path, command=tuple(to.command), cwd=job.cwd, submitted=now,
@@ -238,6 +238,8 @@ def _hint(reason: str, site: Site) -> str:
     if "array" in low:
         return ("this cluster allows fewer runs in an array ('scontrol show config' calls it "
                 "MaxArraySize); split the sweep")
+    if "dependency" in low:
+        return "look at the jobs that --after names ('squeue --me', 'sacct --jobs=…')"
     for word, key in (("account", "account"), ("partition", "partition"), ("qos", "qos"),
                       ("node configuration", "gres, cpus_per_gpu or mem_gb"),
                       ("time limit", "time_min"), ("gres", "gres")):

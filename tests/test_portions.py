@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from blip_art.cluster import checks_slurm
 from blip_art.cluster.batch import Stage, dependency, sweep_stages
 from blip_art.cluster.jobs import Job
-from blip_art.cluster.limits import Limits, SubmitLimit, read_limits
+from blip_art.cluster.limits import Limits, SubmitLimit, preemption, read_limits
 from blip_art.cluster.on_slurm import fitting
 from blip_art.cluster.plan import Place
 from blip_art.cluster.portions import in_portions
@@ -51,6 +52,29 @@ def test_the_tightest_limit_counts() -> None:
     assert read_limits(Site(partition="gpu", account="art"), slurm()).submit == low
     assert read_limits(Site(partition="gpu", account="art", qos="normal"), slurm()).submit is None
     assert read_limits(Site(has_sacct=False), slurm()).submit is None
+
+
+@pytest.mark.parametrize(("site", "answers", "said"), [
+    (SITE, slurm(), ["cheap cancels what it preempts (PreemptMode=CANCEL)"]),
+    (Site(partition="gpu"), slurm(), []),
+    (Site(), slurm(), []),
+    (SITE, slurm(type="none"), []),
+    (SITE, slurm("CANCEL", "qos"), ["qos low cancels what it preempts (PreemptMode=CANCEL)"]),
+    (Site(qos="normal"), slurm("CANCEL", "qos"), ["qos normal cancels"]),
+    (Site(qos="normal"), slurm("REQUEUE", "qos"), ["qos normal queues again"])])
+def test_doctor_says_what_preemption_does(site: Site, answers: Slurm, said: list[str]) -> None:
+    found = [check.what for check in checks_slurm.preempted(site, answers)]
+    assert len(found) == len(said)
+    assert all(words in what for words, what in zip(said, found, strict=True))
+
+
+def test_doctor_says_how_large_a_sweep_may_be() -> None:
+    arrays, queue = checks_slurm.amounts(SITE, slurm())
+    assert arrays.what.startswith("arrays of up to 800 jobs")
+    assert "a sweep submits at most 19 runs at a time" in queue.what
+    [_, few] = checks_slurm.amounts(SITE, slurm(maxsubmit="3"))
+    assert (few.verdict, "a training is 4" in few.what) == ("warn", True)
+    assert list(preemption(Site(partition="nowhere"), slurm())) == []
 
 
 def stages(tmp_path: Path, runs: int, parallel: int) -> list[Stage]:

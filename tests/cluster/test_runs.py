@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -321,21 +323,61 @@ def test_a_disk_that_fills_costs_what_was_not_saved(runs: Runs, undisturbed: Run
 def test_two_hundred_runs_are_submitted_with_four_calls(runs: Runs) -> None:
     counted = runs.folder / "bin"
     counted.mkdir(exist_ok=True)
-    log = runs.folder / "calls"
+    log, arrays = runs.folder / "calls", runs.folder / "arrays"
     for name in ("sbatch", "squeue", "sacct", "scontrol", "scancel"):
         script = counted / name
-        script.write_text(f'#!/bin/sh\necho {name} >> {log}\nexec /usr/bin/{name} "$@"\n')
+        script.write_text(f'#!/bin/sh\necho {name} >> {log}\n[ "$*" = "show config" ] && '
+                          f'[ -e {arrays} ] && exec cat {arrays}\nexec /usr/bin/{name} "$@"\n')
         script.chmod(0o755)
     sweep = runs.folder / "many.yaml"
     sweep.write_text(f"config: mini/config.yaml\nseeds: {json.dumps(list(range(200)))}\n")
     runs.own(runs.folder)
     path = f"{counted}:{runs.cluster.environment()['PATH']}"
-    done = runs.cluster.launch("sweep", sweep, "--cluster", "slurm", "--site", runs.cluster.site,
-                               cwd=runs.folder, env={"PATH": path})
-    try:
+
+    def submit(*words: str) -> str:
+        done = runs.cluster.launch("sweep", sweep, "--cluster", "slurm", "--site",
+                                   runs.cluster.site, *words, cwd=runs.folder, env={"PATH": path})
         assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    try:
+        submit()
         assert log.read_text().split() == ["scontrol", *["sbatch"] * 3]
+        cancel_sweep(runs)
+        larger_sweeps_go_in_portions(runs, submit, arrays)
     finally:
-        for stage in ("train", "score", "collect"):
-            runs.cluster.run(["scancel", f"--name={stage}-many"])
-    runs.cluster.wait(lambda: not runs.queue("-n", "train-many"), 120, "the end of the sweep")
+        cancel_sweep(runs)
+
+
+def cancel_sweep(runs: Runs) -> None:
+    for stage in ("train", "score", "collect"):
+        runs.cluster.run(["scancel", f"--name={stage}-many"])
+    runs.cluster.wait(lambda: not runs.queue("-n", "train-many,score-many,collect-many"), 120,
+                      "the end of the sweep")
+
+
+def larger_sweeps_go_in_portions(runs: Runs, submit: Callable[..., str], arrays: Path) -> None:
+    arrays.write_text("MaxArraySize            = 80\n")
+    before = runs.cluster.run(["sbatch", "--parsable", "--hold", "--partition=cpu", "--time=1",
+                               "--output=/dev/null", "--wrap=true"]).stdout.strip()
+    said = submit("--after", before, "--mail=me@localhost")
+    numbers = dict(re.findall(r"([\w.]+) (\d+)", said.split("submitted: ")[1].split("\n")[0]))
+    assert list(numbers) == ["train.1", "train.2", "train.3", "score.1", "score.2", "score.3",
+                             "collect"]
+    held = runs.queue("-t", "PENDING", "-n", "train-many")
+    assert len(held) == 200
+    shown = runs.cluster.run(["scontrol", "show", "job", numbers["train.2"]]).stdout
+    assert f"Dependency=afterok:{before}(unfulfilled)" in shown
+    assert "MailUser=me@localhost MailType=FAIL" in shown
+    shown = runs.cluster.run(["scontrol", "show", "job", numbers["score.3"]]).stdout
+    assert f"Dependency=aftercorr:{numbers['train.3']}_*(unfulfilled)" in shown
+    cancel_sweep(runs)
+    limit = ["sacctmgr", "-i", "modify", "user", daemons.USER, "set"]
+    assert runs.cluster.as_root([*limit, "maxsubmitjobs=52"]).returncode == 0
+    try:
+        said = submit("--after", before)  # which waits, too
+        assert "175 of 200 runs are not submitted yet: you may have 52 jobs" in said
+        assert len(runs.queue("-n", "train-many,score-many,collect-many")) == 51
+    finally:
+        runs.cluster.as_root([*limit, "maxsubmitjobs=-1"])
+        runs.cluster.run(["scancel", before])

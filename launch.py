@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, List, Optional, Sequence
 
-from blip_art.cluster import cli_build, cli_day, extras
+from blip_art.cluster import cli_build, cli_day, cli_tools, extras
 from blip_art.errors import UserError, exit_cleanly
 
 if TYPE_CHECKING:  # --help must not wait for imports
@@ -100,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     cli_day.add_commands(commands)
     cli_build.add_commands(commands)
+    cli_tools.add_commands(commands)
     return parser
 
 

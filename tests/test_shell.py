@@ -98,10 +98,14 @@ def test_a_node_is_asked_for_with_the_profiles_settings() -> None:
 def test_inside_a_job_another_job_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
-    seen: list[dict[str, str]] = []
-    run(plan_shell(SITE, Node(), ("true",)), lambda argv, env: seen.append(env) or 0)
-    assert "SLURM_JOB_ID" not in seen[0]
-    assert seen[0]["LC_ALL"] == "de_DE.UTF-8"
+    seen: dict[str, str] = {}
+
+    def call(argv: Sequence[str], environment: dict[str, str]) -> int:
+        seen.update(environment)
+        return 0
+    assert run(plan_shell(SITE, Node(), ("true",)), call) == 0
+    assert "SLURM_JOB_ID" not in seen
+    assert seen["LC_ALL"] == "de_DE.UTF-8"
 
 
 @pytest.mark.parametrize(("words", "port"), [

@@ -1,12 +1,14 @@
-"""Commands around a cluster user's day: shell.
+"""Commands around a cluster user's day: shell, site init.
 
-    ./launch.py shell --gpus 1      ./launch.py shell -- python3 -m blip_art.data prepare --help
+    ./launch.py shell --gpus 1      ./launch.py site init
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+from pathlib import Path
 from typing import Callable
 
 EXAMPLES_SHELL = """\
@@ -22,6 +24,15 @@ examples:
 python3 is the jobs' own, with PyTorch and blip_art. Seen inside: the working directory, your home,
 the profile's `binds`, and --bind. On a node the job ends with the command. The exit code is the
 command's."""
+
+EXAMPLES_SITE = """\
+examples:
+  ./launch.py site init                   asks Slurm and writes configs/sites/mine.yaml
+  ./launch.py site init --dry-run         prints it
+  export BLIP_ART_SITE=$PWD/configs/sites/mine.yaml; ./launch.py doctor
+
+The profile is yours to edit: choose another partition or account in it. An existing one is not
+replaced without --force."""
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -47,6 +58,19 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
                        help="site profile (default: $BLIP_ART_SITE; without one, image and "
                             "overlay lie beside launch.py)")
     shell.add_argument("--dry-run", action="store_true", help="print the command, run nothing")
+    _add_site(commands)
+
+
+def _add_site(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    site = commands.add_parser("site", help="the profile of your cluster",
+                               description="The profile of your cluster.")
+    actions = site.add_subparsers(dest="action", required=True, metavar="ACTION")
+    init = _command(actions, "init", run_site_init, "write a profile from what sinfo, scontrol "
+                    "and sacctmgr say; what they cannot say is marked with ??", EXAMPLES_SITE)
+    init.add_argument("-o", "--output", metavar="FILE", default="",
+                      help="default: configs/sites/mine.yaml beside launch.py")
+    init.add_argument("--force", action="store_true", help="replace what is there")
+    init.add_argument("--dry-run", action="store_true", help="print the profile, write nothing")
 
 
 def run_shell(args: argparse.Namespace) -> int:
@@ -71,6 +95,28 @@ def run_shell(args: argparse.Namespace) -> int:
         return 0
     shell.prepare(site)
     return shell.run(plan)
+
+
+def run_site_init(args: argparse.Namespace) -> int:
+    """Ask, write, and say what to do next."""
+    from blip_art.cluster import site_init
+    from blip_art.cluster.slurm import Slurm
+
+    target = Path(args.output or site_init.DEFAULT_OUTPUT)
+    if not args.dry_run:
+        site_init.refuse_existing(target, args.force)  # before Slurm is asked
+    facts = site_init.find_facts(Slurm())
+    lines = site_init.choose(facts, target.parent)
+    text = site_init.profile_text(lines, facts)
+    if args.dry_run:
+        print(text, end="")
+        return 0
+    site_init.write_profile(text, target)
+    marked = ", ".join(line.key for line in lines if not line.known)
+    print(f"{target} is written; look at what is marked in it: {marked}\n"
+          f"  export BLIP_ART_SITE={shlex.quote(str(target.resolve()))}\n"
+          "  ./launch.py doctor")
+    return 0
 
 
 def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str,

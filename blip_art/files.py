@@ -82,11 +82,21 @@ def remove_leftovers(folder: Path, name: str = "", alone: bool = False) -> None:
     """
     for left in folder.glob(f".{glob.escape(name) or '*'}.*.tmp"):
         with contextlib.suppress(OSError):  # another one was faster
-            *_, pid = left.name[:-len(".tmp")].split(".")
-            here = f".{os.uname().nodename}.{pid}.tmp"
-            dead = left.name.endswith(here) and not Path("/proc", pid).exists()
-            if pid.isdigit() and (alone or dead or time.time() - left.stat().st_mtime > DAY_S):
+            if is_left_behind(left, alone):
                 left.unlink()
+
+
+def is_left_behind(path: Path, alone: bool = False) -> bool:
+    """Whether the writer of a temporary file, '.NAME.HOST.PROCESS.tmp', is dead: see
+    `remove_leftovers`.
+
+    Raises:
+        OSError: the file is gone.
+    """
+    pid = path.stem.rpartition(".")[2]
+    here = path.stem.endswith(f".{os.uname().nodename}.{pid}")
+    dead = here and not Path("/proc", pid).exists()
+    return pid.isdigit() and (alone or dead or time.time() - path.lstat().st_mtime > DAY_S)
 
 
 def write_text(path: PathLike, text: str, durable: bool = True) -> None:

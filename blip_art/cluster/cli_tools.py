@@ -1,16 +1,21 @@
-"""Commands around a cluster user's day: shell, site init.
+"""Commands around a cluster user's day: shell, site init, clean.
 
-    ./launch.py shell --gpus 1      ./launch.py site init
+    ./launch.py shell --gpus 1      ./launch.py site init      ./launch.py clean runs/art --yes
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Sequence
 
+from blip_art.errors import EXIT_FAILED, UserError
+
+# As blip_art/cluster/clean.py has them, which --help does not wait for.
+CLEANED = ("checkpoints", "code", "pickles", "temporary", "scratch", "weights")
 EXAMPLES_SHELL = """\
 examples:
   ./launch.py shell                                 a shell here, in image and overlay
@@ -33,6 +38,18 @@ examples:
 
 The profile is yours to edit: choose another partition or account in it. An existing one is not
 replaced without --force."""
+
+EXAMPLES_CLEAN = """\
+examples:
+  ./launch.py clean                       what all finished runs can lose, with sizes
+  ./launch.py clean runs/art runs/lr      of one run, and of all runs of a sweep
+  ./launch.py clean --yes                 remove it
+  ./launch.py clean --what code,weights   these kinds alone
+
+Kinds: {kinds}.
+Weights go only when they are named. Nothing is removed without --yes, nothing of a run that is
+queued, running or not finished, and no file that blip-art did not write. Captions, scores, reports,
+logs, scripts, the configuration, and the weights of the best and the last epoch always stay."""
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -59,6 +76,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
                             "overlay lie beside launch.py)")
     shell.add_argument("--dry-run", action="store_true", help="print the command, run nothing")
     _add_site(commands)
+    _add_clean(commands)
 
 
 def _add_site(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -71,6 +89,18 @@ def _add_site(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
                       help="default: configs/sites/mine.yaml beside launch.py")
     init.add_argument("--force", action="store_true", help="replace what is there")
     init.add_argument("--dry-run", action="store_true", help="print the profile, write nothing")
+
+
+def _add_clean(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    clean = _command(commands, "clean", run_clean, "list what finished runs can lose, with sizes; "
+                     "--yes removes it", EXAMPLES_CLEAN.format(kinds=", ".join(CLEANED)))
+    clean.add_argument("runs", metavar="RUN", nargs="*",
+                       help="run folders, or folders with runs below (default: runs)")
+    clean.add_argument("--what", metavar="KIND,…", type=_kinds, default=CLEANED[:-1],
+                       help=f"of {', '.join(CLEANED)} (default: all but weights)")
+    clean.add_argument("--yes", action="store_true", help="remove what is listed")
+    clean.add_argument("--site", metavar="FILE", default="",
+                       help="site profile, which says where scratch is (default: $BLIP_ART_SITE)")
 
 
 def run_shell(args: argparse.Namespace) -> int:
@@ -117,6 +147,44 @@ def run_site_init(args: argparse.Namespace) -> int:
           f"  export BLIP_ART_SITE={shlex.quote(str(target.resolve()))}\n"
           "  ./launch.py doctor")
     return 0
+
+
+def run_clean(args: argparse.Namespace) -> int:
+    """The list, then the deed if it is wanted."""
+    from blip_art.cluster import clean
+    from blip_art.cluster.cli_build import profile_or_default
+    from blip_art.cluster.cli_day import RUNS
+    from blip_art.cluster.slurm import Slurm
+    from blip_art.cluster.status import find_runs
+    from blip_art.cluster.table import terminal_width
+
+    if not args.runs and not Path(RUNS).is_dir():
+        raise UserError(f"no folder '{RUNS}' here; name the run folders, or go to where "
+                        "launch.py was called")
+    scratch = os.path.expandvars(profile_or_default(args.site).scratch)
+    found = clean.survey(find_runs(args.runs or [RUNS], must=bool(args.runs)), Slurm(), args.what,
+                         scratch)
+    print(clean.shown(found, terminal_width()))
+    size = clean.size_text(sum(one.size for one in found.items))
+    if not found.items:
+        print("nothing to remove")
+        return 0
+    if not args.yes:
+        print(f"{size} can be removed; --yes removes it")
+        return 0
+    freed, problems = clean.remove(found.items)
+    print(f"removed {clean.size_text(freed)}")
+    for problem in problems:
+        print(f"not removed: {problem}", file=sys.stderr)
+    return EXIT_FAILED if problems else 0
+
+
+def _kinds(text: str) -> Sequence[str]:
+    found = [word.strip() for word in text.split(",")]
+    wrong = [word for word in found if word not in CLEANED]
+    if wrong:
+        raise argparse.ArgumentTypeError(f"must be some of {', '.join(CLEANED)}, not '{wrong[0]}'")
+    return found
 
 
 def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str,

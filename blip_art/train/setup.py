@@ -35,6 +35,7 @@ from blip_art.files import (
 from blip_art.manifest import read_manifest, sha256_of_file, update_manifest
 from blip_art.outputs import refuse_input
 from blip_art.readable import pairs_file
+from blip_art.run_state import is_finished
 from blip_art.score.lock import STALE_S, owner, taken
 from blip_art.train.checkpoint import Identity, Progress
 from blip_art.train.optim import Stepper, learning_rate
@@ -83,6 +84,10 @@ def open_run(run: RunDir, config: Config, resume: bool, world: World) -> None:
                 raise UserError(f"{run.path} already has a checkpoint; add --resume to go on, or "
                                 "choose another --run")
             _refuse_changes(run, config, world)
+        elif run.saved_epochs() and is_finished(run):
+            raise UserError(f"{run.path} is finished and its checkpoints are gone ('launch.py "
+                            "clean' removes them): there is nothing to go on with; choose another "
+                            "--run to train again")
         elif run.predicted() or run.saved_epochs():
             raise UserError(f"{run.path} has captions or weights but no checkpoint, so they are "
                             "not this training's; choose another --run, or delete it")

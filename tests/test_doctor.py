@@ -386,3 +386,15 @@ def test_doctor_without_a_profile_says_how_to_get_one(repo: Path) -> None:
                           capture_output=True, env={"PATH": os.environ["PATH"]})
     assert done.returncode == 2
     assert "no site profile: copy configs/sites/v100.yaml" in done.stderr
+
+
+def test_packages_are_put_where_debian_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from blip_art.cluster import checks
+
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks.sys, "prefix", checks.sys.base_prefix)
+    [missing] = [check for check in checks.check_python() if check.verdict == FAIL]
+    assert missing.mend.startswith("python3 -m venv ~/blip && ~/blip/bin/python -m pip install")
+    monkeypatch.setattr(checks.sys, "prefix", "/home/me/blip")
+    [missing] = [check for check in checks.check_python() if check.verdict == FAIL]
+    assert missing.mend.startswith(f"{checks.sys.executable} -m pip install 'submitit")

@@ -29,6 +29,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
                       "scores, GPU-hours, and why a run waits or failed")
     _runs(status, "*", f"run folders, or folders with runs below (default: {RUNS})")
     status.add_argument("--json", action="store_true", help="the same for programs")
+    status.add_argument("--sizes", action="store_true",
+                        help="also what each run takes on disk (looks at every file)")
     status.add_argument("--watch", metavar="S", type=_seconds, nargs="?", const=30.0,
                         help="again every S seconds (default 30), until Ctrl-C")
 
@@ -107,6 +109,8 @@ def run_status(args: argparse.Namespace) -> int:
             _show_meanwhile, on_terminal and not args.json and not turn))
         notes = settled + notes
         text = as_json(rows, notes) if args.json else shown(rows, notes, terminal_width())
+        if args.sizes:
+            text = _with_sizes(text, runs, args.json)
         if args.watch and on_terminal:
             text = f"\033[2J\033[H{time.strftime('%H:%M:%S')}, every {args.watch:g} s\n{text}"
         print(text, flush=True)
@@ -139,6 +143,16 @@ def _settled(paths: Sequence[str], runs: List[RunDir], slurm: Slurm, give_up: bo
     lines = with_notice(lambda: settle_all(runs, slurm, give_up),
                         lambda: print("asking Slurm …", file=sys.stderr, flush=True))
     return (find_runs(paths, must=False) if lines else runs), lines
+
+
+def _with_sizes(text: str, runs: List[RunDir], as_json: bool) -> str:
+    from blip_art.cluster.sizes import add_to_json, shown, size_of
+    from blip_art.cluster.table import terminal_width
+
+    found = [size_of(run) for run in runs]
+    if as_json:
+        return add_to_json(text, found)
+    return f"{text}\n\n{shown(found, terminal_width())}" if found else text
 
 
 def run_logs(args: argparse.Namespace) -> int:

@@ -32,6 +32,7 @@ from blip_art.cluster.pending import settle_all
 from blip_art.cluster.plan import collect_job, score_job, train_job
 from blip_art.cluster.portions import in_portions, sweep_runs
 from blip_art.cluster.site import ENVIRONMENT, Site, check_site, load_site
+from blip_art.cluster.sizes import warn_of_room
 from blip_art.cluster.slurm import Slurm
 from blip_art.cluster.snapshot import changed_files, take_snapshot
 from blip_art.cluster.submit import Submission, shown, submit, tell
@@ -62,6 +63,8 @@ def train(args: argparse.Namespace, repo: Path, run: RunDir) -> int:
     config = load_config(args.config, args.overrides)
     if has_begun(run):
         refuse_other_settings([(run, config)])
+    if not args.dry_run:
+        warn_of_room([run], [config], scored=not args.no_score)
     place = slurm_place(site, run.code.resolve(), args.processes)
     stages = train_stages(place, run, str(run.frozen_config), nodes=args.nodes,
                           scored=not args.no_score)
@@ -141,6 +144,9 @@ def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
     identity = container_of(site)
     for one in inputs:
         check_inputs(one, site)
+    if todo:  # they differ in little that takes room
+        warn_of_room([m.run for m in todo],
+                     [load_config(todo[0].config, todo[0].overrides)] * len(todo))
     _snapshot(args, repo, code, queue.living, stages)
     for member in todo:
         _note(member.run, identity)

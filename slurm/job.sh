@@ -12,7 +12,8 @@
 # follows the job finds FOLDER/ended_JOBID with its exit code, or FOLDER/again_JOBID while it waits
 # to start again; elements of arrays, which nobody follows, leave none.
 # What the job runs is in FOLDER/submitit under its submission's name; launch.py deletes that when it
-# gives a submission up of which Slurm may have the job.
+# gives a submission up of which Slurm may have the job. What singularity/run.sh made in $SCRATCH is
+# removed, on every node of the job.
 set -euo pipefail
 folder=${1:?folder of the requests} max=${2:?most restarts}
 : "${3:?command to run}" "${SLURM_JOB_ID:?run by a batch script of Slurm}"
@@ -31,6 +32,16 @@ note() { told=$1 interrupted=yes; echo "$1" >"$stop"; }
 trap 'note SIGUSR2' USR1 USR2
 trap 'note SIGTERM' TERM
 note_end() { [[ ${SLURM_ARRAY_JOB_ID:-} ]] || echo "$1" >"$folder/$2_$job" || true; }
+remove_scratch() {
+    local remove
+    remove=$(dirname "${BASH_SOURCE[0]}")/../singularity/remove_scratch.sh
+    bash "$remove" || true
+    # On the other nodes, too, where Slurm answers soon: the time limit may be near, and the job is
+    # still to be queued again. A job that was cancelled is given no more steps.
+    ((${SLURM_JOB_NUM_NODES:-1} == 1)) ||
+        timeout 5 srun --overlap --export=ALL --ntasks="$SLURM_JOB_NUM_NODES" \
+            --ntasks-per-node=1 --cpus-per-task=1 bash "$remove" 2>/dev/null || true
+}
 rm -f "$stop" "$request" "$progress" "$folder/ended_$job" "$folder/again_$job"
 ((restarts)) || rm -f "$idle"  # numbers of jobs come round again
 pickle=$folder/submitit/${job}_submitted.pkl
@@ -82,6 +93,7 @@ while :; do
     wait "$step" || code=$?
     [[ $interrupted ]] || break
 done
+remove_scratch
 
 if [[ -e $request ]]; then
     reason=$(<"$request")

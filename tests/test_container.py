@@ -281,7 +281,8 @@ def test_steps_of_a_job_share_its_scratch_folder(repo: Path, tmp_path: Path, sha
     settings = {"CONTAINER": str(fake_container(tmp_path)), "SIF": str(tmp_path / "a.sif"),
                 "SCRATCH": str(shared), "SLURM_JOB_ID": "7"}
     for _ in range(2):
-        assert f"TMPDIR={shared}/blip_art-me-7\n" in enter(repo, tmp_path, "true", **settings).stdout
+        done = enter(repo, tmp_path, "true", **settings)
+        assert f"TMPDIR={shared}/blip_art-me-7\n" in done.stdout
     assert len(list(shared.iterdir())) == 1
 
 
@@ -300,7 +301,7 @@ def test_a_scratch_that_others_can_exchange_is_refused(
     done = enter(repo, tmp_path, "true", CONTAINER=str(fake_container(tmp_path)),
                  SIF=str(tmp_path / "a.sif"), SCRATCH=f"{scratch}/me")
     assert done.returncode == 2
-    assert re.fullmatch(rf"error: other users can put their own files in the place of scratch folder "
+    assert re.fullmatch("error: other users can put their own files in the place of scratch folder "
                         rf"{scratch}/me on .*\n", done.stderr), done.stderr
 
 

@@ -27,6 +27,7 @@ class FakeSlurm:
         self.folder, self.script = folder, repo / "slurm" / "job.sh"
         self.put("squeue", "echo RUNNING")
         self.put("scontrol", "exit 0")
+        self.scratch = folder / "scratch"
 
     def put(self, name: str, answer: str) -> None:
         path = self.folder / name
@@ -38,6 +39,7 @@ class FakeSlurm:
             ["bash", str(self.script), str(self.folder), "3", "bash", "-c", command], text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env={**os.environ, "PATH": f"{self.folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7",
+                 "USER": "me", "SCRATCH": str(self.scratch),
                  "BLIP_ART_RETRY_S": "0", "BLIP_ART_WAIT_S": "0", **environ})
 
     def run(self, command: str, **environ: str) -> tuple[int, str]:
@@ -174,3 +176,49 @@ def test_a_signal_to_the_script_becomes_a_file_and_the_job_ends_in_its_own_time(
     assert "saved\njob 7 was stopped: SIGUSR2" in said
     assert slurm.requeued() == ["7"]
     assert not stop.exists()
+
+
+def make_scratch(folder: Path, *names: str) -> list[Path]:
+    """Folders as singularity/run.sh makes them, with something inside."""
+    made = [folder / name for name in names]
+    for path in made:
+        path.mkdir(parents=True)
+        path.chmod(0o700)
+        (path / "fuse").mkdir()
+        (path / "fuse" / "squashfuse").touch()
+    return made
+
+
+def test_the_scratch_folder_is_removed_and_only_that(slurm: FakeSlurm) -> None:
+    scratch = slurm.scratch
+    make_scratch(scratch, "blip_art-me-7", "blip_art-me-7.AbC123")
+    kept = make_scratch(scratch, "blip_art-me-71", "blip_art-you-7", "blip_art-me-7.open12",
+                        "elsewhere", "blip_art-me-7.theirs")
+    kept[2].chmod(0o777)
+    (scratch / "blip_art-me-7.link12").symlink_to(kept[3])
+    if os.geteuid() == 0:
+        os.chown(kept[4], 65534, -1)
+    else:
+        kept[4].chmod(0o770)
+    assert slurm.run("exit 3")[0] == 3
+    assert {path.name for path in scratch.iterdir()} == {
+        *(path.name for path in kept), "blip_art-me-7.link12"}
+    assert all((path / "fuse" / "squashfuse").exists() for path in kept)
+
+
+def test_the_scratch_folder_is_gone_before_the_job_is_queued_again(slurm: FakeSlurm) -> None:
+    slurm.put("scontrol", f"ls {slurm.scratch} >{slurm.folder}/left")
+    make_scratch(slurm.scratch, "blip_art-me-7")
+    slurm.run("kill -TERM $$")
+    assert slurm.requeued() == ["7"]
+    assert (slurm.folder / "left").read_text() == ""
+
+
+def test_no_node_keeps_a_scratch_folder(slurm: FakeSlurm) -> None:
+    slurm.put("srun", "while [[ $1 == -* ]]; do shift; done\n"
+                      "for SLURMD_NODENAME in a b; do export SLURMD_NODENAME; \"$@\"; done")
+    for node in ("a", "b"):
+        make_scratch(slurm.scratch / node, "blip_art-me-7")
+    slurm.run("exit 0", SCRATCH=f"{slurm.scratch}/$SLURMD_NODENAME", SLURMD_NODENAME="a",
+              SLURM_JOB_NUM_NODES="2")
+    assert not list(slurm.scratch.glob("*/*"))

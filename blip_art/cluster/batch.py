@@ -157,9 +157,11 @@ def job_command(site: Site, stage: Stage, code: Path, wrapper: Path, pickles: Pa
     """What submitit takes for Python in its batch script."""
     cpus = submitit_parameters(site, stage)["cpus_per_task"]
     numbers = "%A_%a" if len(stage.jobs) > 1 else "%j"
+    # The script removes there what the wrapper has made.
+    scratch = ["env", f"SCRATCH={site.scratch}"] if site.container else []
     return "exec " + shlex.join([
-        "bash", str(code / "slurm" / "job.sh"), str(wrapper.parent), str(site.max_requeues),
-        "srun", "--unbuffered", f"--output={pickles}/{numbers}_%t_log.out",
+        *scratch, "bash", str(code / "slurm" / "job.sh"), str(wrapper.parent),
+        str(site.max_requeues), "srun", "--unbuffered", f"--output={pickles}/{numbers}_%t_log.out",
         f"--cpus-per-task={cpus}", *_SRUN, str(wrapper)])
 
 

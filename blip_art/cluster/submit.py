@@ -110,7 +110,8 @@ def write_wrapper(stages: Sequence[Stage], to: Submission) -> Path:
     if not path.exists():
         with written_aside(path) as aside:
             aside.write_text(text, encoding="utf-8")
-        path.chmod(0o755)
+        mode = path.stat().st_mode  # as the umask says; but jobs run it, so no other may write it
+        path.chmod((mode | (mode & 0o444) >> 2) & ~0o022)
     return path
 
 

@@ -38,6 +38,7 @@ def undisturbed(runs: Runs) -> RunDir:
 
 def test_training_is_scored_beside_it_and_reported(runs: Runs, undisturbed: RunDir) -> None:
     runs.wait_until_gone(undisturbed)
+    assert runs.scratch_folders(undisturbed, Path("/tmp")) == []
     assert len(undisturbed.scored()) == len(undisturbed.predicted()) == EPOCHS, runs.said(
         undisturbed)
     assert set(read_json(undisturbed.scores("val", 0))["metrics"]) >= {"SPICE", "METEOR", "CIDEr"}
@@ -57,6 +58,7 @@ def test_a_signal_saves_and_queues_again(runs: Runs, undisturbed: RunDir, nth: i
     runs.cluster.run(["scancel", "--signal=USR2", runs.job(run)])
     goes_on_as_if_undisturbed(runs, run, undisturbed)
     runs.wait_until_gone(run)
+    assert runs.scratch_folders(run, Path("/tmp")) == []
     assert len(run.scored()) == EPOCHS, runs.said(run)
     assert (run.path / "report" / "index.html").exists()
 
@@ -103,12 +105,17 @@ def goes_on_as_if_undisturbed(runs: Runs, run: RunDir, undisturbed: RunDir) -> N
 
 
 def test_two_nodes_train_as_one_also_when_they_are_stopped(runs: Runs) -> None:
-    run = runs.train("nodes", "--nodes", "2", "train.epochs=4")
+    scratch = runs.cluster.home / "scratch"
+    run = runs.train("nodes", "--nodes", "2", "train.epochs=4",
+                     scratch=f"{scratch}/of_$SLURMD_NODENAME")
     runs.wait_for_checkpoint(run)
+    assert len(runs.scratch_folders(run, *scratch.iterdir())) == 2
     # As before a time limit: the batch script alone hears it.
     runs.cluster.run(["scancel", "--batch", "--signal=USR2", runs.job(run)])
     runs.wait(run)
     assert runs.starts(run) == 2, runs.said(run)
+    runs.wait_until_gone(run)
+    assert runs.scratch_folders(run, *scratch.iterdir()) == []
     assert read_json(run.manifest)["ranks"] == 8
     alone = runs.train("nodes_alone", "--gpus", "8", "train.epochs=4", gpus_per_node=8, gres="")
     runs.wait(alone)
@@ -140,6 +147,8 @@ def test_a_cancelled_run_stays_cancelled_until_it_is_resumed(runs: Runs,
     for one in (run, copy):
         goes_on_as_if_undisturbed(runs, one, undisturbed)
         assert "not queued again" in runs.said(one)
+        runs.wait_until_gone(one)
+        assert runs.scratch_folders(one, Path("/tmp")) == []
 
 
 def test_a_sweep_is_an_array_that_is_submitted_once(runs: Runs) -> None:
@@ -211,7 +220,8 @@ def by_hand(runs: Runs, *words: str | Path) -> None:
     done = cluster.run(["sbatch", "--cpus-per-task=2", "--mem=8G", "--time=10", *words],
                        cluster.checkout,
                        {"CONTAINER": daemons.CONTAINER, "SIF": str(cluster.image),
-                        "OVERLAY": str(cluster.overlay), "BLIP_ART_DEVICE": "cpu"})
+                        "OVERLAY": str(cluster.overlay), "BLIP_ART_DEVICE": "cpu",
+                        "SCRATCH": str(cluster.home / "by_hand")})
     assert done.returncode == 0, done.stderr
 
 
@@ -232,6 +242,7 @@ def test_sbatch_by_hand_uses_the_same_run_folder(runs: Runs) -> None:
     by_hand(runs, "--wait", "--partition=cpu", "--array=0-1", "slurm/prepare.sbatch", references)
     by_hand(runs, "--wait", "--partition=cpu", "slurm/score.sbatch", "runs/by_hand")
     assert run.scores("val", 0).exists()
+    assert list((runs.cluster.home / "by_hand").iterdir()) == []
     # Scored first, with all references: what was parsed ahead was found where scoring looks.
     parsed = read_json(run.floor_scores("val"))["parsed"]
     assert parsed["texts"] > 2 > parsed["new"]

@@ -51,7 +51,8 @@ def written_aside(path: PathLike, durable: bool = True) -> Iterator[Path]:
     aside = target.with_name(f".{target.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside.touch()
+        aside.unlink(missing_ok=True)
+        aside.touch(exist_ok=False)  # what another user put there, or a link, is not written into
         mode = aside.stat().st_mode
         yield aside
         aside.chmod(mode)  # safetensors makes files that a colleague could not read

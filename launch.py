@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, List, Optional, Sequence
 
-from blip_art.cluster import cli_build, cli_day
+from blip_art.cluster import cli_build, cli_day, cli_tools, extras
 from blip_art.errors import UserError, exit_cleanly
 
 if TYPE_CHECKING:  # --help must not wait for imports
@@ -50,6 +50,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         extra = [word for word in extra if word.startswith("-")]
     if extra:
         parser.error(f"unknown argument {extra[0]}; see launch.py {args.command} --help")
+    extras.check_arguments(args)
     return int(args.function(args))
 
 
@@ -71,7 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     _processes(train)
 
     sweep = _command(commands, "sweep", run_sweep, "many runs of one configuration")
-    sweep.add_argument("sweep", metavar="FILE", help="for example configs/sweeps/lr.yaml")
+    sweep.add_argument("sweep", metavar="FILE",
+                       help="for example configs/sweeps/lr.yaml; or the folder of a sweep that "
+                            "was submitted, whose runs go on with the settings they had")
     sweep.add_argument("overrides", metavar="key=value", nargs="*",
                        help="change the configuration of all runs, as `set:` in the file does")
     sweep.add_argument("--only", metavar="RUN", nargs="+",
@@ -97,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     cli_day.add_commands(commands)
     cli_build.add_commands(commands)
+    cli_tools.add_commands(commands)
     return parser
 
 
@@ -158,7 +162,7 @@ def run_sweep(args: argparse.Namespace) -> int:
         print(f"{number}/{len(members)}: {member.run.path}", file=sys.stderr)
         if is_finished(member.run) and not args.dry_run or not is_asked(member, args.only):
             continue
-        words = ["train", sweep.config, *member.overrides, "--run", str(member.run.path),
+        words = ["train", member.config, *member.overrides, "--run", str(member.run.path),
                  "--cluster", args.cluster, *(["--dry-run"] if args.dry_run else []),
                  *(["--processes", str(args.processes)] if args.processes else []),
                  *(["--python", args.python] if args.python else [])]
@@ -357,6 +361,10 @@ def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name
     slurm.add_argument("--account", metavar="NAME", help="another account than the profile's")
     slurm.add_argument("--time", metavar="MIN", type=_at_least_one,
                        help="minutes of a GPU job; one that needs more is queued again")
+    slurm.add_argument("--code", choices=("checkout", "frozen"), default="checkout",
+                       help="of a run that goes on: the code as it is now (default), or as it was "
+                            "copied before")
+    extras.add_arguments(slurm)
     parser.add_argument("--dry-run", action="store_true",
                         help="print the commands, their environment and logs; run nothing")
     parser.add_argument("--python", metavar="PATH",

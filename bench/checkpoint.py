@@ -94,6 +94,8 @@ def main() -> None:
     parser.add_argument("--folder", help="where to write 10 GB for a while")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS}.json and .md")
     args = parser.parse_args()
+    if args.folder:
+        Path(args.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         found = measure(Path(folder), args.times)
     table = "| what | seconds |\n|---|---|\n" + "".join(

@@ -60,6 +60,8 @@ def main() -> int:
                         help="as if the scores were an older version's: all files are read")
     parser.add_argument("--times", type=int, default=3, help="processes a row")
     options = parser.parse_args()
+    if options.where:
+        Path(options.where).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.where) as name:
         folder = Path(name)
         runs = draw_runs(folder, options)

@@ -51,7 +51,8 @@ def written_aside(path: PathLike, durable: bool = True) -> Iterator[Path]:
     aside = target.with_name(f".{target.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside.touch()
+        aside.unlink(missing_ok=True)
+        aside.touch(exist_ok=False)  # what another user put there, or a link, is not written into
         mode = aside.stat().st_mode
         yield aside
         aside.chmod(mode)  # safetensors makes files that a colleague could not read
@@ -82,11 +83,21 @@ def remove_leftovers(folder: Path, name: str = "", alone: bool = False) -> None:
     """
     for left in folder.glob(f".{glob.escape(name) or '*'}.*.tmp"):
         with contextlib.suppress(OSError):  # another one was faster
-            *_, pid = left.name[:-len(".tmp")].split(".")
-            here = f".{os.uname().nodename}.{pid}.tmp"
-            dead = left.name.endswith(here) and not Path("/proc", pid).exists()
-            if pid.isdigit() and (alone or dead or time.time() - left.stat().st_mtime > DAY_S):
+            if is_left_behind(left, alone):
                 left.unlink()
+
+
+def is_left_behind(path: Path, alone: bool = False) -> bool:
+    """Whether the writer of a temporary file, '.NAME.HOST.PROCESS.tmp', is dead: see
+    `remove_leftovers`.
+
+    Raises:
+        OSError: the file is gone.
+    """
+    pid = path.stem.rpartition(".")[2]
+    here = path.stem.endswith(f".{os.uname().nodename}.{pid}")
+    dead = here and not Path("/proc", pid).exists()
+    return pid.isdigit() and (alone or dead or time.time() - path.lstat().st_mtime > DAY_S)
 
 
 def write_text(path: PathLike, text: str, durable: bool = True) -> None:
@@ -370,6 +381,16 @@ class RunDir:
         """The Slurm jobs that were submitted for the run."""
         return self.slurm / "jobs.json"
 
+    @property
+    def pending(self) -> Path:
+        """Submissions whose answer is still open, of a run or of a sweep."""
+        return self.slurm / "pending.json"
+
+    @property
+    def submission_lock(self) -> Path:
+        """Held by the launch.py that submits a run or a sweep."""
+        return self.slurm / ".submitting"
+
     def job_ended(self, job_id: str) -> Path:
         """Written by a job's batch script when the job has ended for good: its exit code."""
         return self.slurm / f"ended_{job_id}"
@@ -382,6 +403,10 @@ class RunDir:
     def frozen_config(self) -> Path:
         """The configuration as it was submitted: a queued job must not see a later edit."""
         return self.slurm / "config.yaml"
+
+    def submitted_config(self) -> Optional[Path]:
+        """What a run goes on with, whatever has become of the file it began with; None without."""
+        return next((path for path in (self.frozen_config, self.config) if path.exists()), None)
 
     @property
     def training_lock(self) -> Path:

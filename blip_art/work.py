@@ -9,6 +9,7 @@ their batch script (slurm/job.sh) left at their end: this needs neither Slurm no
 from __future__ import annotations
 
 import contextlib
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any, FrozenSet, List, Mapping, NamedTuple, Optional, Sequence
@@ -79,13 +80,21 @@ def cancelled_jobs(run: RunDir) -> FrozenSet[str]:
     return frozenset(read_as_shown(note).split())
 
 
+def is_of_original(run: RunDir, folder: str) -> bool:
+    """Whether a job that was submitted for `folder` is not the run's, which is a copy of it. A
+    folder that is gone was moved here; then, too, the job must be found to be cancelled."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a name that no file can have
+        return bool(folder) and not os.path.samefile(folder, run)
+    return False
+
+
 def _job_rows(run: RunDir) -> List[Mapping[str, Any]]:
-    """The rows of jobs.json; none where it is not as it was written."""
+    """The run's rows of jobs.json; none where it is not as it was written."""
     with contextlib.suppress(UserError):
         rows = read_json(run.jobs)
         if isinstance(rows, list) and all(
                 isinstance(row, dict) and {"stage", "job_id"} <= set(row) for row in rows):
-            return rows
+            return [row for row in rows if not is_of_original(run, str(row.get("run") or ""))]
     return []
 
 

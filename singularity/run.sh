@@ -5,47 +5,51 @@
 #   NV (1: the GPUs, where there are any; 0: never)
 set -euo pipefail
 : "${SIF:?path of the image}" "${1:?a command to run}"
+# shellcheck source=singularity/scratch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/scratch.sh"
 
 fail() {
     echo "error: $*" >&2
     exit 2
 }
 
-container=${CONTAINER:-apptainer}
-command -v "$container" >/dev/null || fail "no $container on $(hostname); load its module" \
+name=${CONTAINER:-apptainer}
+# By its path from here on: PATH changes below.
+container=$(type -P "$name") || fail "no $name on $(hostname); load its module" \
     "('modules' in the site profile) or name its path ('container')"
+container=$(realpath -s "$container")
 for file in "$SIF" ${OVERLAY:+"$OVERLAY"}; do
     [[ -e $file ]] || fail "no $file on $(hostname); build it with 'launch.py image build' or" \
         "'launch.py overlay build', on a file system that all nodes see"
 done
 
-# Some names are known on the node only: $TMPDIR, $SLURM_JOB_ID.
-scratch=${SCRATCH:-${TMPDIR:-/tmp}}
-while [[ $scratch =~ \$\{?([A-Za-z_][A-Za-z_0-9]*)\}? ]]; do
-    name=${BASH_REMATCH[1]}
-    [[ -n ${!name:-} ]] || fail "SCRATCH is $scratch and $(hostname) has no $name"
-    scratch=${scratch/"${BASH_REMATCH[0]}"/"${!name}"}
-done
-TMPDIR=$scratch/blip_art-${USER:-$(id -un)}-${SLURM_JOB_ID:-$$}
-# A folder still fits where no byte does.
-(umask 077 && mkdir -p "$TMPDIR" && head -c 1000000 /dev/zero >"$TMPDIR/.room" &&
-    rm -f "$TMPDIR/.room") 2>/dev/null || fail "cannot write to scratch folder $scratch on $(hostname);" \
-    "free space or name another one ('scratch' in the site profile)"
+scratch=$(expand_scratch)
+make_scratch_folder() {
+    TMPDIR=$(take_folder "$scratch/$(name_scratch_folder)") &&
+        head -c 1000000 /dev/zero >"$TMPDIR/.room" &&  # a folder still fits where no byte does
+        rm -f "$TMPDIR/.room"
+}
+unusable="cannot write to scratch folder $scratch on $(hostname); free space or name another one"
+unusable+=" ('scratch' in the site profile)"
+(umask 077 && mkdir -p "$scratch") 2>/dev/null || fail "$unusable"
+is_safe_place "$scratch" || fail "other users can put their own files in the place of scratch" \
+    "folder $scratch on $(hostname); name another one ('scratch' in the site profile)"
+make_scratch_folder 2>/dev/null || fail "$unusable"
 
 # A signal of Slurm goes to every process of a step, and would end those that serve the image's
 # files. Apptainer finds them in PATH; there they get a name below which signals are blocked.
 shield() {
-    local shields=$TMPDIR/fuse name real
-    local block=("$(command -v env)" "--block-signal=TERM,USR1,USR2")
+    local shields name real
+    local block=("$(type -P env)" "--block-signal=TERM,USR1,USR2")
     if ! "${block[@]}" true 2>/dev/null; then  # coreutils before 8.31
-        block=("$(command -v python3 || echo /usr/libexec/platform-python)" -c "import os, signal, sys
+        block=("$(type -P python3 || echo /usr/libexec/platform-python)" -c "import os, signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 os.execv(sys.argv[1], sys.argv[1:])")
         [[ -x ${block[0]} ]] || return 0
     fi
-    mkdir -p "$shields"
+    shields=$(take_folder "$TMPDIR/fuse")
     for name in squashfuse_ll squashfuse fuse2fs fuse-overlayfs gocryptfs; do
-        real=$(command -v "$name") || continue
+        real=$(type -P "$name") || continue
         printf '#!/bin/bash\nexec %s "$@"\n' "$(printf '%q ' "${block[@]}" "$real")" \
             >"$shields/$name.$$"
         chmod +x "$shields/$name.$$"

@@ -4,10 +4,17 @@
 # Runs COMMAND (srun …). The signal that Slurm sends this shell before the time limit
 # (--signal=B:USR2@120) becomes the file FOLDER/stop_JOBID, which the job looks for: sent to the
 # step, it would also end the processes that serve the image's files. A job that was stopped before
-# its end leaves FOLDER/requeue_JOBID and is queued again here, at most MAX times. Whoever follows
-# the job finds FOLDER/ended_JOBID with its exit code, or FOLDER/again_JOBID while it waits to start
-# again. Both have the number of the start, too, and in a second line why it was not queued again:
-# 'launch.py status' and the report show that.
+# its end leaves FOLDER/requeue_JOBID and is queued again here, at most MAX times, and not after
+# three starts in a row that gave no new checkpoint and no new captions. Of these only starts count
+# that had 10 minutes, or half of their time limit where that is less: preemption soon after the
+# start is not the run's fault, and where Slurm queues a job again by itself nothing is counted.
+# FOLDER/progress_JOBID, which a training writes as it starts, names what is to be newer. Whoever
+# follows the job finds FOLDER/ended_JOBID with its exit code, or FOLDER/again_JOBID while it waits
+# to start again. Both have the number of the start, too, and in a second line why it was not queued
+# again: 'launch.py status' and the report show that.
+# What the job runs is in FOLDER/submitit under its submission's name; launch.py deletes that when it
+# gives a submission up of which Slurm may have the job. What singularity/run.sh made in $SCRATCH is
+# removed, on every node of the job.
 set -euo pipefail
 folder=${1:?folder of the requests} max=${2:?most restarts}
 : "${3:?command to run}" "${SLURM_JOB_ID:?run by a batch script of Slurm}"
@@ -17,6 +24,8 @@ stop=$folder/stop_$SLURM_JOB_ID request=$folder/requeue_$SLURM_JOB_ID
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 restarts=${SLURM_RESTART_COUNT:-0}
+progress=$folder/progress_$SLURM_JOB_ID idle=$folder/idle_$SLURM_JOB_ID
+most_idle=3 fair_s=${BLIP_ART_FAIR_S:-600}
 
 told="" interrupted=""
 # shellcheck disable=SC2317  # the traps call it
@@ -24,7 +33,61 @@ note() { told=$1 interrupted=yes; echo "$1" >"$stop"; }
 trap 'note SIGUSR2' USR1 USR2
 trap 'note SIGTERM' TERM
 note_end() { printf '%s\n' "$1 $restarts" ${3:+"$3"} >"$folder/$2_$job" || true; }
-rm -f "$stop" "$request" "$folder/ended_$job" "$folder/again_$job"
+remove_scratch() {
+    local remove
+    remove=$(dirname "${BASH_SOURCE[0]}")/../singularity/remove_scratch.sh
+    bash "$remove" || true
+    # On the other nodes, too, where Slurm answers soon: the time limit may be near, and the job is
+    # still to be queued again. A job that was cancelled is given no more steps.
+    ((${SLURM_JOB_NUM_NODES:-1} == 1)) ||
+        timeout 5 srun --overlap --export=ALL --ntasks="$SLURM_JOB_NUM_NODES" \
+            --ntasks-per-node=1 --cpus-per-task=1 bash "$remove" 2>/dev/null || true
+}
+rm -f "$stop" "$request" "$progress" "$folder/ended_$job" "$folder/again_$job"
+((restarts)) || rm -f "$idle"  # numbers of jobs come round again
+pickle=$folder/submitit/${job}_submitted.pkl
+if [[ ${BLIP_ART_SUBMISSION:-} && ! -e $pickle ]]; then
+    # The link tells launch.py, too, which job came of the submission.
+    ln -sf "${BLIP_ART_SUBMISSION}_${SLURM_ARRAY_TASK_ID:-0}.pkl" "$pickle"
+    if [[ ! -e $pickle ]]; then
+        echo "job $job has nothing to run: its submission was given up"
+        note_end 1 ended
+        exit 1
+    fi
+fi
+unset BLIP_ART_SUBMISSION  # it is this job's, and not that of jobs which this one submits
+
+had_time() {  # whether this start was long enough to expect something of it
+    local limit part limit_s=0 days=0
+    ((SECONDS < fair_s)) || return 0
+    limit=$(squeue --noheader --jobs="$job" --format=%l) || return 1
+    [[ $limit =~ ^([0-9]+-)?[0-9]+(:[0-9]+)+$ ]] || return 1
+    [[ $limit != *-* ]] || days=${limit%%-*}
+    for part in $(tr : ' ' <<<"${limit#*-}"); do limit_s=$((60 * limit_s + 10#$part)); done
+    ((2 * SECONDS >= 86400 * days + limit_s))
+}
+count_idle() {  # starts in a row, up to this one, that gave nothing new
+    local state checkpoint captions count=0
+    [[ ! -e $idle ]] || count=$(<"$idle")
+    if [[ -e $progress ]]; then
+        { read -r state; read -r checkpoint; read -r captions; } <"$progress"
+        if [[ $checkpoint -nt $progress ||
+            $(find "$captions" -name '*.json' -newer "$progress" -print -quit 2>/dev/null) ]]; then
+            count=0
+        elif had_time; then
+            count=$((count + 1))
+        fi
+    fi
+    echo "$count" >"$idle" || true
+    ((count >= most_idle)) || return 0
+    gives_up="stopped $count times in a row before there was a new checkpoint or new captions:"
+    gives_up+=" give it more time ('launch.py train … --time MIN'), or look at its logs"
+    if printf '{"state": "failed", "why": "%s", "job": "%s", "start": %s}\n' "$gives_up" "$job" \
+        "$restarts" >"$state.$job.tmp"; then
+        mv "$state.$job.tmp" "$state" || true
+    fi
+}
+gives_up="" counted=""
 "$@" &
 step=$!
 while :; do
@@ -32,6 +95,7 @@ while :; do
     wait "$step" || code=$?
     [[ $interrupted ]] || break
 done
+remove_scratch
 
 if [[ -e $request ]]; then
     reason=$(<"$request")
@@ -59,6 +123,13 @@ for ((attempt = 1; attempt <= 18; attempt++)); do
             # Slurm may be about to queue it again by itself, after preemption.
             [[ $state == @(COMPLETING|PENDING|REQUEUE*) ]] || note_end "$code" ended
             exit "$code"
+        fi
+        [[ $counted ]] || count_idle
+        counted=yes
+        if [[ $gives_up ]]; then
+            echo "job $job was $gives_up"
+            note_end 1 ended
+            exit 1
         fi
         note_end "$code" again  # before: Slurm may end this script at once
         if scontrol requeue "$job"; then

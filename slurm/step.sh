@@ -14,7 +14,11 @@ if BLIP_ART_COMMIT=$(git rev-parse HEAD 2>/dev/null); then
     export BLIP_ART_COMMIT
 fi
 
-run=$(singularity/run.sh "${python:?}" -m blip_art.cluster.step prepare "$@")
+run=$(singularity/run.sh "${python:?}" -m blip_art.cluster.step prepare "$@") || {
+    code=$?
+    singularity/remove_scratch.sh || true
+    exit "$code"
+}
 # What is copied now is what runs, also after the job was queued again and the checkout was edited.
 export PYTHONPATH=$run/code
 exec bash "$run/code/slurm/job.sh" "$run/slurm" "${MAX_REQUEUES:-20}" \

@@ -216,6 +216,95 @@ def test_the_wrapper_says_what_the_node_lacks(
     assert re.search(said, done.stderr), done.stderr
 
 
+@pytest.fixture
+def other() -> int:
+    """The number of an account that is not the tests' own; only root can make files its."""
+    if os.geteuid() != 0 and os.environ.get("CI") != "true":
+        pytest.skip("files of a second account need root")
+    return 65534
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """A folder like /tmp, in which everybody can make files."""
+    path = tmp_path / "shared"
+    path.mkdir()
+    path.chmod(0o1777)
+    return path
+
+
+def plant(folder: Path, ran: Path, owner: int, mode: int = 0o755) -> None:
+    """A folder as singularity/run.sh makes them, whose programs leave a file."""
+    (folder / "fuse").mkdir(parents=True, mode=0o755)
+    for name in ("apptainer", "env", "python3", "mkdir", "chmod", "mv"):
+        program = folder / "fuse" / name
+        program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+        program.chmod(0o755)
+    for path in (*folder.rglob("*"), folder):
+        os.chown(path, owner, owner)
+    folder.chmod(mode)
+
+
+@pytest.mark.parametrize("planted", ["folder", "link", "open", "fuse", "file"])
+def test_what_another_user_put_into_scratch_does_not_run(
+        repo: Path, tmp_path: Path, shared: Path, other: int, planted: str) -> None:
+    ran, first = tmp_path / "ran", shared / "blip_art-me-7"
+    if planted == "folder":
+        plant(first, ran, other, 0o777)
+    elif planted == "link":
+        plant(shared / "theirs", ran, os.geteuid())
+        first.symlink_to(shared / "theirs")
+        os.chown(first, other, other, follow_symlinks=False)
+    elif planted == "open":  # others may have put anything there, and go on to
+        plant(first, ran, os.geteuid(), 0o777)
+    elif planted == "fuse":
+        plant(first, ran, other)
+        os.chown(first, os.geteuid(), -1)
+    else:
+        first.touch()
+    (tmp_path / "a.sif").touch()
+    done = enter(repo, tmp_path, "true", SIF=str(tmp_path / "a.sif"), SCRATCH=str(shared),
+                 SLURM_JOB_ID="7", PATH=f"{fake_container(tmp_path).parent}:{os.environ['PATH']}")
+    assert not ran.exists()
+    assert done.returncode == 0, done.stderr
+    [taken] = [Path(line[7:]) for line in done.stdout.splitlines() if line.startswith("TMPDIR=")]
+    assert taken.parent == shared
+    assert (taken == first) == (planted == "fuse")
+    assert (taken.stat().st_uid, taken.stat().st_mode & 0o022) == (os.geteuid(), 0)
+    [path] = [line[5:] for line in done.stdout.splitlines() if line.startswith("PATH=")]
+    for folder in map(Path, path.split(":")):
+        assert shared not in folder.parents or folder.stat().st_uid == os.geteuid()
+
+
+def test_steps_of_a_job_share_its_scratch_folder(repo: Path, tmp_path: Path, shared: Path) -> None:
+    (tmp_path / "a.sif").touch()
+    settings = {"CONTAINER": str(fake_container(tmp_path)), "SIF": str(tmp_path / "a.sif"),
+                "SCRATCH": str(shared), "SLURM_JOB_ID": "7"}
+    for _ in range(2):
+        done = enter(repo, tmp_path, "true", **settings)
+        assert f"TMPDIR={shared}/blip_art-me-7\n" in done.stdout
+    assert len(list(shared.iterdir())) == 1
+
+
+@pytest.mark.parametrize("way", ["open", "theirs", "link"])
+def test_a_scratch_that_others_can_exchange_is_refused(
+        repo: Path, tmp_path: Path, shared: Path, other: int, way: str) -> None:
+    scratch = shared / "scratch"
+    if way == "link":
+        (tmp_path / "elsewhere").mkdir()
+        scratch.symlink_to(tmp_path / "elsewhere")
+    else:
+        scratch.mkdir()
+        scratch.chmod(0o777 if way == "open" else 0o1777)
+    os.chown(scratch, os.geteuid() if way == "open" else other, -1, follow_symlinks=False)
+    (tmp_path / "a.sif").touch()
+    done = enter(repo, tmp_path, "true", CONTAINER=str(fake_container(tmp_path)),
+                 SIF=str(tmp_path / "a.sif"), SCRATCH=f"{scratch}/me")
+    assert done.returncode == 2
+    assert re.fullmatch("error: other users can put their own files in the place of scratch folder "
+                        rf"{scratch}/me on .*\n", done.stderr), done.stderr
+
+
 class Builder:
     """A door that writes down what would be run."""
 
@@ -280,6 +369,14 @@ def test_a_build_that_fails_leaves_nothing(site: Site, tmp_path: Path, build: Bu
     with pytest.raises(UserError, match=r"see .* words above|is no image"):
         build_image(image_plan(site, tmp_path / "a.sif"), run=build)
     assert list(tmp_path.glob("*sif*")) == list(tmp_path.glob(".*sif*")) == []
+
+
+def test_a_base_that_is_not_reached_has_a_way_out(site: Site, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--base .*PIP_INDEX_URL.*certificates.*copy the file"):
+        build_image(image_plan(site, tmp_path / "a.sif"), run=Builder(1))
+    with pytest.raises(UserError) as local:
+        build_image(image_plan(site, tmp_path / "a.sif", base=str(tmp_path)), run=Builder(1))
+    assert "--base" not in str(local.value)
 
 
 def test_what_a_killed_build_left_is_removed(site: Site, tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ import pytest
 
 from blip_art.cluster import reasons
 from blip_art.cluster.batch import slurm_place
-from blip_art.cluster.control import ONLY_REPORT, what_again
 from blip_art.cluster.jobs import Job
 from blip_art.cluster.on_slurm import _sweep_stages
 from blip_art.cluster.record import Submitted, record_jobs
+from blip_art.cluster.resume import ONLY_REPORT, job_to_repeat
 from blip_art.cluster.rows import Row, shown
 from blip_art.cluster.site import Site
 from blip_art.cluster.slurm import Completed, Slurm
@@ -240,7 +240,7 @@ def test_a_report_that_was_made_has_not_failed(tmp_path: Path, accounts: str | N
     write_text(run.path / "index.html", "<html>")
     row = row_of(run, slurm_with("", accounts))
     assert (row.state, row.why) == ("finished", f"report: {run.path}/index.html")
-    assert what_again(run, []) == ONLY_REPORT
+    assert job_to_repeat(run, []) == ONLY_REPORT
     assert row_of(run, slurm_with("", account("30", "FAILED", "1:0"))).state == "failed"
     assert shown([row, row]).splitlines()[-1].startswith("0 runs")
 

@@ -107,6 +107,17 @@ def test_a_partition_that_fits_is_well() -> None:
                             ok("nodes have gpu:v100:4, 32 CPUs and the memory for it")]
 
 
+def test_of_several_partitions_one_that_fits_is_enough() -> None:
+    two = [check.verdict for check in partitions(partition="gpu,cpu", cpu_partition="cpu,gpu",
+                                                 time_min=60)]
+    assert two == ["ok"] * 5
+    long, other, _ = partitions(partition="gpu,cpu", time_min=2000)
+    assert (long.verdict, other.verdict) == ("warn", "ok")
+    assert long.what.endswith("the profile asks for 2000: no job starts there")
+    assert [check.what for check in partitions(partition="gpu,gpus") if check.verdict == FAIL] == [
+        "no partition gpus"]
+
+
 @pytest.mark.parametrize(("changes", "what", "mend"), [
     ({"partition": "gpus"}, "no partition gpus", "there are: gpu, cpu"),
     ({"time_min": 2000}, "gives 1440 minutes, the profile asks for 2000", "time_min: 1440"),
@@ -375,3 +386,15 @@ def test_doctor_without_a_profile_says_how_to_get_one(repo: Path) -> None:
                           capture_output=True, env={"PATH": os.environ["PATH"]})
     assert done.returncode == 2
     assert "no site profile: copy configs/sites/v100.yaml" in done.stderr
+
+
+def test_packages_are_put_where_debian_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from blip_art.cluster import checks
+
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks.sys, "prefix", checks.sys.base_prefix)
+    [missing] = [check for check in checks.check_python() if check.verdict == FAIL]
+    assert missing.mend.startswith("python3 -m venv ~/blip && ~/blip/bin/python -m pip install")
+    monkeypatch.setattr(checks.sys, "prefix", "/home/me/blip")
+    [missing] = [check for check in checks.check_python() if check.verdict == FAIL]
+    assert missing.mend.startswith(f"{checks.sys.executable} -m pip install 'submitit")

@@ -24,6 +24,7 @@ from blip_art.files import (
     read_jsonl,
     write_json,
     write_jsonl,
+    write_text,
     written_aside,
 )
 
@@ -69,6 +70,15 @@ def test_a_write_that_hits_a_limit_keeps_the_old_file(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert read_json(path) == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / f".x.{os.uname().nodename}.{os.getpid()}.tmp").symlink_to(victim)
+    write_text(tmp_path / "x", "new")
+    assert (victim.read_text(), (tmp_path / "x").read_text()) == ("mine", "new")
+    assert not (tmp_path / "x").is_symlink()
 
 
 def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):

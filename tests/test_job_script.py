@@ -6,12 +6,18 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+
+from blip_art.cluster.allocation import Task, note_progress
+from blip_art.cluster.jobs import Job
+from blip_art.files import RunDir
+from blip_art.run_state import read_state
 
 
 class FakeSlurm:
@@ -21,6 +27,7 @@ class FakeSlurm:
         self.folder, self.script = folder, repo / "slurm" / "job.sh"
         self.put("squeue", "echo RUNNING")
         self.put("scontrol", "exit 0")
+        self.scratch = folder / "scratch"
 
     def put(self, name: str, answer: str) -> None:
         path = self.folder / name
@@ -32,6 +39,7 @@ class FakeSlurm:
             ["bash", str(self.script), str(self.folder), "3", "bash", "-c", command], text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env={**os.environ, "PATH": f"{self.folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7",
+                 "USER": "me", "SCRATCH": str(self.scratch),
                  "BLIP_ART_RETRY_S": "0", "BLIP_ART_WAIT_S": "0", **environ})
 
     def run(self, command: str, **environ: str) -> tuple[int, str]:
@@ -110,6 +118,46 @@ def test_the_number_of_restarts_is_bounded(slurm: FakeSlurm) -> None:
     assert slurm.requeued() == ["7"]
 
 
+def test_starts_without_a_new_checkpoint_are_not_repeated_for_ever(slurm: FakeSlurm) -> None:
+    slurm.put("squeue", '[[ $* == *%l* ]] && echo 2:00 || echo RUNNING')
+    run = slurm.folder / "run"
+    job = Job("train", ("true",), cwd=str(slurm.folder), state="run/state.json")
+    task = Task("7", "7", 0, 0, 1, 0, 0, ("v100-1",))
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.pt").touch()
+    note_progress(job, slurm.folder, task)
+    note = slurm.folder / "progress_7"
+    text = note.read_text()
+
+    def start(number: int, command: str = "", fair_s: str = "0") -> str:
+        noted = f"printf %s {shlex.quote(text)} >{note}; sleep 0.02; {command or 'true'}"
+        return slurm.run(f"{noted}; echo SIGUSR2 >{slurm.folder}/requeue_7",
+                         SLURM_RESTART_COUNT=str(number % 3), BLIP_ART_FAIR_S=fair_s)[1]
+
+    assert "is queued again" in start(0)
+    assert "is queued again" in start(1)
+    assert "is queued again" in start(1, fair_s="600")  # too short, by preemption
+    assert "is queued again" in start(1, f"touch {run}/checkpoints/last.pt")
+    assert "is queued again" in start(1, f"mkdir {run}/predictions; echo >{run}/predictions/a.json")
+    assert "is queued again" in start(1)
+    assert "is queued again" in start(2)
+    said = start(2)
+    assert "job 7 was stopped 3 times in a row before there was a new checkpoint" in said
+    state = read_state(RunDir(run))
+    assert state.name == "failed"
+    assert state.why in said
+    assert (slurm.folder / "ended_7").read_text() == "1 2\n"
+    assert "is queued again" in start(0)  # another job of this number
+
+
+def test_half_of_a_short_time_limit_is_enough_of_a_start(slurm: FakeSlurm) -> None:
+    slurm.put("squeue", '[[ $* == *%l* ]] && echo 0-00:00:02 || echo RUNNING')
+    for _ in range(2):
+        slurm.run(f"printf 'a\\nb\\nc\\n' >{slurm.folder}/progress_7; sleep 1.1; "
+                  f"echo SIGUSR2 >{slurm.folder}/requeue_7", SLURM_RESTART_COUNT="1")
+    assert (slurm.folder / "idle_7").read_text() == "2\n"
+
+
 def test_an_element_of_an_array_is_named_as_such(slurm: FakeSlurm) -> None:
     slurm.run(f"echo SIGUSR2 >{slurm.folder}/requeue_7", SLURM_ARRAY_JOB_ID="7",
               SLURM_ARRAY_TASK_ID="0")
@@ -129,3 +177,49 @@ def test_a_signal_to_the_script_becomes_a_file_and_the_job_ends_in_its_own_time(
     assert "saved\njob 7 was stopped: SIGUSR2" in said
     assert slurm.requeued() == ["7"]
     assert not stop.exists()
+
+
+def make_scratch(folder: Path, *names: str) -> list[Path]:
+    """Folders as singularity/run.sh makes them, with something inside."""
+    made = [folder / name for name in names]
+    for path in made:
+        path.mkdir(parents=True)
+        path.chmod(0o700)
+        (path / "fuse").mkdir()
+        (path / "fuse" / "squashfuse").touch()
+    return made
+
+
+def test_the_scratch_folder_is_removed_and_only_that(slurm: FakeSlurm) -> None:
+    scratch = slurm.scratch
+    make_scratch(scratch, "blip_art-me-7", "blip_art-me-7.AbC123")
+    kept = make_scratch(scratch, "blip_art-me-71", "blip_art-you-7", "blip_art-me-7.open12",
+                        "elsewhere", "blip_art-me-7.theirs")
+    kept[2].chmod(0o777)
+    (scratch / "blip_art-me-7.link12").symlink_to(kept[3])
+    if os.geteuid() == 0:
+        os.chown(kept[4], 65534, -1)
+    else:
+        kept[4].chmod(0o770)
+    assert slurm.run("exit 3")[0] == 3
+    assert {path.name for path in scratch.iterdir()} == {
+        *(path.name for path in kept), "blip_art-me-7.link12"}
+    assert all((path / "fuse" / "squashfuse").exists() for path in kept)
+
+
+def test_the_scratch_folder_is_gone_before_the_job_is_queued_again(slurm: FakeSlurm) -> None:
+    slurm.put("scontrol", f"ls {slurm.scratch} >{slurm.folder}/left")
+    make_scratch(slurm.scratch, "blip_art-me-7")
+    slurm.run("kill -TERM $$")
+    assert slurm.requeued() == ["7"]
+    assert (slurm.folder / "left").read_text() == ""
+
+
+def test_no_node_keeps_a_scratch_folder(slurm: FakeSlurm) -> None:
+    slurm.put("srun", "while [[ $1 == -* ]]; do shift; done\n"
+                      "for SLURMD_NODENAME in a b; do export SLURMD_NODENAME; \"$@\"; done")
+    for node in ("a", "b"):
+        make_scratch(slurm.scratch / node, "blip_art-me-7")
+    slurm.run("exit 0", SCRATCH=f"{slurm.scratch}/$SLURMD_NODENAME", SLURMD_NODENAME="a",
+              SLURM_JOB_NUM_NODES="2")
+    assert not list(slurm.scratch.glob("*/*"))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from blip_art.cluster.snapshot import take_snapshot
+from blip_art.cluster.snapshot import changed_files, take_snapshot
 from blip_art.errors import UserError
 from blip_art.files import read_json
 from blip_art.manifest import code_identity, update_manifest
@@ -54,6 +54,15 @@ def test_snapshot_holds_local_changes_and_new_modules(checkout: Path, tmp_path: 
     assert (code / "blip_art" / "a.py").read_text() == "A = 2\n"
 
 
+def test_what_users_make_is_ignored_and_no_part_of_the_code(repo: Path) -> None:
+    made = ["configs/sites/mine.yaml", "report/index.html", "annotation/manifest.json",
+            "model_base_caption_capfilt_large.pth", "runs/art/state.json"]
+    ours = ["configs/sites/v100.yaml", "blip_art/report/new.py", "configs/my_sweep.yaml"]
+    done = subprocess.run(["git", "-C", str(repo), "check-ignore", "--no-index", *made, *ours],
+                          check=False, capture_output=True, text=True)
+    assert done.stdout.split() == made
+
+
 def test_same_code_is_not_copied_again_and_other_code_replaces_it(
         checkout: Path, tmp_path: Path) -> None:
     code = tmp_path / "run" / "code"
@@ -63,6 +72,20 @@ def test_same_code_is_not_copied_again_and_other_code_replaces_it(
     assert take_snapshot(checkout, code)
     assert files(code) == {"launch.py", "blip_art/b.py", ".gitignore", "snapshot.json"}
     assert [path.name for path in code.parent.iterdir()] == ["code"]
+
+
+def test_files_that_changed_since_the_copy_are_named(checkout: Path, tmp_path: Path) -> None:
+    code = tmp_path / "run" / "code"
+    assert changed_files(checkout, code) == []
+    (checkout / "blip_art" / "old.py").write_text("OLD = 1\n")
+    take_snapshot(checkout, code)
+    (code / "blip_art" / "__pycache__").mkdir()
+    (code / "blip_art" / "__pycache__" / "a.pyc").touch()
+    assert changed_files(checkout, code) == []
+    (checkout / "blip_art" / "old.py").unlink()
+    (checkout / "blip_art" / "a.py").write_text("A = 2\n")
+    (checkout / "blip_art" / "new.py").touch()
+    assert changed_files(checkout, code) == [f"blip_art/{name}.py" for name in ("a", "new", "old")]
 
 
 def test_snapshot_without_git_takes_the_known_names(checkout: Path, tmp_path: Path) -> None:

@@ -6,16 +6,21 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from blip_art.cluster.control import Live, resume, what_again
+from blip_art.cluster import extras
+from blip_art.cluster.control import Live
 from blip_art.cluster.logs import newest
 from blip_art.cluster.on_slurm import lacking, refuse_other_settings, site_of
-from blip_art.cluster.record import Submitted, record_jobs
+from blip_art.cluster.record import Submitted, read_jobs, record_jobs
+from blip_art.cluster.resume import job_to_repeat, resume
 from blip_art.cluster.slurm import Completed, QueueRow, Slurm
 from blip_art.cluster.sweep import Member, load_sweep
 from blip_art.config import Config, dump_config, load_config
@@ -45,7 +50,7 @@ def test_what_is_being_scored_is_not_submitted_again(tmp_path: Path, stage: str)
                                             ("d", "running")))
     living = [live(scoring.run, stage), live(training.run, "train")]
     assert lacking([scoring, done, stopped, training], living) == ([stopped], [done.run], 1)
-    assert what_again(scoring.run, living[:1]) == f"{stage} job 8 is running, nothing to do"
+    assert job_to_repeat(scoring.run, living[:1]) == f"{stage} job 8 is running, nothing to do"
 
 
 @pytest.fixture
@@ -112,6 +117,96 @@ def test_the_command_line_keeps_to_the_profiles_rules(
     args = argparse.Namespace(**{"site": str(profile), "dry_run": True, "processes": 0, **changes})
     with pytest.raises(UserError, match=message):
         site_of(args, tmp_path)
+
+
+FAKES = {
+    "squeue": 'if [ -e {0}/started ]; then echo "7|7|COMPLETING|None|1:00|1:00|N/A|n|gpu|(null)|'
+              'me|train-a"; fi',
+    "scontrol": 'echo "ClusterName = blip"', "scancel": "true", "sacct": "true", "srun": "true",
+    "sbatch": 'cat "$1" > {0}/sbatch.$$; touch {0}/started; echo "Submitted batch job 7"'}
+
+
+@pytest.fixture
+def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Commands that submit job 7, which is ending from then on, and keep the scripts."""
+    for name, line in FAKES.items():
+        write_text(tmp_path / "bin" / name, f"#!/bin/sh\n{line.replace('{0}', str(tmp_path))}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_cancelled_run_is_submitted_again_behind_its_own_end(
+        fake_slurm: Path, repo: Path) -> None:
+    def launch(*words: str) -> str:
+        done = subprocess.run([sys.executable, repo / "launch.py", *words], text=True,
+                              capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    for name in ("train.json", "val.json", "test.json", "six.yaml"):
+        write_text(fake_slurm / name, "config: a.yaml\nseeds: [1, 2]\n")
+    write_text(fake_slurm / "a.yaml", "name: a\ndata: {annotations: ., images: ., train: train.json"
+                                      ", val: val.json, test: test.json}\n")
+    write_text(fake_slurm / "site.yaml", "container: ''\n")
+    on_slurm = ("--cluster", "slurm", "--site", "site.yaml")
+    launch("train", "a.yaml", *on_slurm, "--no-score", "train.epochs=3")
+    [job] = read_jobs(RunDir("runs/a"))
+    assert (job.cluster, job.run, job.job_name) == ("blip", f"{fake_slurm}/runs/a", "train-a")
+    write_text(fake_slurm / "a.yaml", "name: other\n")  # which is none of this run's business
+    write_json(RunDir("runs/a").jobs, [{**asdict(job), "user": "me"}])
+    assert "cancelled train job 7 (completing)" in launch("cancel", "runs/a")
+    write_text("runs/a/code/blip_art/errors.py", "# as it was\n")
+    said = launch("resume", "runs/a", "--time", "77", "--code", "frozen")
+    assert "1 job ended but not yet on all nodes (7)" in said
+    assert "1 file of the code changed since" in said
+    assert "(blip_art/errors.py): the copy goes on" in said
+    scripts = [path.read_text() for path in fake_slurm.glob("sbatch.*")]
+    [again] = [text for text in scripts if "--dependency=afterany:7" in text]
+    assert "--time=77" in again
+    assert load_config(RunDir("runs/a").frozen_config).train.epochs == 3
+    assert "# as it was" in Path("runs/a/code/blip_art/errors.py").read_text()
+
+
+def test_what_waits_for_no_stage_waits_for_the_job_and_failures_are_mailed(
+        tmp_path: Path, repo: Path, config: Config) -> None:
+    def lines(*words: str) -> dict[str, list[str]]:
+        done = subprocess.run(
+            [sys.executable, repo / "launch.py", "train", "a.yaml", "--cluster", "slurm",
+             "--dry-run", *words], cwd=tmp_path, text=True, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        scripts = done.stdout.split("# === sbatch: ")[1:]
+        return {text.split("\n")[0]: [line.removeprefix("#SBATCH ") for line in text.splitlines()
+                                      if "--mail" in line or "--dependency" in line]
+                for text in scripts}
+
+    plain = lines()
+    assert plain["train"] == []
+    asked = lines("--after", "12,afterany:13_4", "--mail=me@here")
+    assert asked["train"] == ["--dependency=afterok:12,afterany:13_4", "--mail-type=FAIL",
+                              "--mail-user=me@here"]
+    assert asked["score"][0] == plain["score"][0]
+    assert asked["collect"][1:] == ["--mail-type=END,FAIL", "--mail-user=me@here"]
+    assert lines("--no-score", "--mail")["train"] == ["--mail-type=END,FAIL"]
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--after", "job7", "--cluster", "slurm"], "--after job7: must be a job's number"),
+    (["--after", "afterwards:7", "--cluster", "slurm"], "several: 123,afterany:124_7"),
+    (["--mail", "a.yaml", "--cluster", "slurm"], "--mail a.yaml: no address; write --mail=ADD"),
+    (["--mail"], "--mail is for --cluster slurm")])
+def test_what_is_no_job_or_address_is_refused(words: list[str], message: str) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cluster", default="local")
+    extras.add_arguments(parser.add_argument_group("slurm"))
+    with pytest.raises(UserError, match=re.escape(message)):
+        extras.check_arguments(parser.parse_args(words))
+
+
+def test_what_is_repeated_does_not_wait_again() -> None:
+    assert extras.without_after(["train", "--after", "7", "a.yaml", "--aft=8", "--mail"]) == [
+        "train", "a.yaml", "--mail"]
 
 
 @pytest.mark.parametrize("command", ["eval", "predict", "score"])

@@ -23,8 +23,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blip_art.cluster.control import what_again
 from blip_art.cluster.record import Submitted, read_jobs, record_jobs
+from blip_art.cluster.resume import Changes, job_to_repeat, words_to_repeat
 from blip_art.cluster.rows import as_json, shown
 from blip_art.cluster.site import load_site
 from blip_art.cluster.slurm import Completed, Slurm
@@ -72,6 +72,8 @@ def write_files(folder: Path) -> None:
     write_json(run.best, {"epoch": 1, "rule": "cider+bleu_4", "value": 0.5})
     write_json(run.bad_pictures("val"), {"question": {"list": "a"}, "bad": {"x.jpg": "cut off"}})
     record_jobs(run, [Submitted("train", "7", log="a.log", gpus=4, command=("train", "a.yaml"))])
+    write_json(folder / "six" / "sweep.json", {"file": "six.yaml", "parallel": 2, "runs": [
+        {"run": "runs/six/a", "overrides": ["seed=1"], "config": "base.yaml"}]})
     update_manifest(run, "train", [folder / "train.json"], cwd=str(folder), ranks=1, device="cpu")
     run.checkpoints.mkdir()
     for path in (run.last_checkpoint, run.weights(0), run.weights(1)):
@@ -99,6 +101,13 @@ def status(folder: Path) -> None:
     rows, notes = survey(find_runs([str(folder / "run")]), NO_SLURM)
     shown(rows, notes).encode()
     as_json(rows, notes)
+
+
+def again(folder: Path) -> None:
+    run = RunDir(folder / "run")
+    job = job_to_repeat(run, [])
+    if not isinstance(job, str):
+        words_to_repeat(run, job, Changes())
 
 
 def report(folder: Path) -> None:
@@ -133,7 +142,8 @@ READERS: dict[str, tuple[Reader, tuple[str, ...]]] = {
     "manifest": (lambda folder: update_manifest(folder / "run", "train"), ("run/manifest.json",)),
     "resume": (resume, ("run/config.yaml", "run/manifest.json", "run/train.jsonl")),
     "begin": (begin, ("run/manifest.json",)),
-    "again": (lambda folder: what_again(RunDir(folder / "run"), []),
+    "sweep_folder": (lambda folder: load_sweep(str(folder / "six")), ("six/sweep.json",)),
+    "again": (again,
               ("run/state.json", "run/slurm/jobs.json")),
     "status": (status, ("run/state.json", "run/best.json", "run/train.jsonl", "run/manifest.json",
                         "run/slurm/jobs.json", "run/scores/val_01.json", "run/config.yaml")),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,19 @@ def test_what_was_submitted_keeps_its_wrapper_when_the_profile_changes(
     assert (first.name, other.name) == ("wrapper.sh", "wrapper_1.sh")
     assert (first.read_text(), "/other.sif" in other.read_text()) == (before, True)
     assert write_wrapper(stages, submission(site, run)) == first
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o700), (0o027, 0o750), (0o002, 0o755)])
+def test_a_wrapper_is_for_those_the_umask_names_and_written_by_nobody_else(
+        site: Site, tmp_path: Path, umask: int, mode: int) -> None:
+    run = RunDir("runs/a")
+    stages = batch.train_stages(batch.slurm_place(site, tmp_path), run, "a.yaml", scored=False)
+    before = os.umask(umask)
+    try:
+        path = write_wrapper(stages, submission(site, run))
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
 
 
 def test_the_scripts_are_shell(site: Site, tmp_path: Path) -> None:

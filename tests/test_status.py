@@ -282,6 +282,23 @@ def test_a_queued_run_that_was_cancelled_stays_cancelled_without_accounting(tmp_
     assert cancel([run], gone) == [f"{run.path}: no job of it is queued or running"]
 
 
+@pytest.mark.parametrize(("user", "cluster", "state"), [
+    ("", "", "running"), ("me", "here", "running"), ("you", "here", "stopped"),
+    ("me", "far", "stopped")])
+def test_a_job_that_is_not_the_runs_own_is_not_shown_as_it(tmp_path: Path, user: str, cluster: str,
+                                                           state: str) -> None:
+    run = make_run(tmp_path / "art", "stopped", 1)
+    os.utime(run.state, (time.time() - 3600,) * 2)  # by an earlier start
+    record_jobs(run, [Submitted("train", "12", gpus=4, user=user, cluster=cluster,
+                                submitted="2024-11-24T02:00:00+0000")])
+    queue = queue_line("12", "RUNNING").strip() + "|me|train-art\n"
+    rows, notes = survey([run], answers(
+        squeue=Completed(0, queue), scontrol=Completed(0, "ClusterName             = here\n"),
+        sacct=Completed(0, "12|RUNNING|0:0|7200|gres/gpu=4|a|b|n|me\n")))
+    assert (rows[0].state, rows[0].gpu_hours_exact) == (state, state == "running")
+    assert bool(notes) == (cluster == "far")
+
+
 def test_failures_of_slurm_are_told_apart() -> None:
     refused = Completed(1, "", "sinfo: error: something odd\n")
     with pytest.raises(SlurmAbsent, match="no command squeue"):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from blip_art.cluster.sweep import Sweep, load_sweep
+from blip_art.cluster.sweep import Sweep, is_member, load_sweep, record_sweep
 from blip_art.config import load_config
 from blip_art.errors import UserError
+from blip_art.files import RunDir, write_text
 
 
 def sweep(tmp_path: Path, text: str) -> Sweep:
@@ -96,3 +97,19 @@ def test_the_examples_are_valid(repo: Path, monkeypatch: pytest.MonkeyPatch) -> 
     sizes = {path.stem: len(load_sweep(str(path)).settings)
              for path in Path("configs/sweeps").glob("*.yaml")}
     assert sizes == {"lr": 8, "captions": 2}
+
+
+def test_a_folder_stands_for_the_runs_that_were_submitted(tmp_path: Path) -> None:
+    plan = sweep(tmp_path, "config: BASE\nparallel: 2\nseeds: [1, 2]\n")
+    record_sweep(tmp_path / "six", plan)
+    first, second = load_sweep(str(tmp_path / "six")).members()
+    assert (first.run.path, first.overrides) == (tmp_path / "six/seed=1", ("seed=1",))
+    write_text(second.run.frozen_config, "name: a\n")
+    (tmp_path / "six").rename(tmp_path / "moved")
+    moved = load_sweep(str(tmp_path / "moved"))
+    assert (moved.name, moved.parallel) == ("moved", 2)
+    assert moved.members()[1].config == str(tmp_path / "moved/seed=2/slurm/config.yaml")
+    assert is_member(moved.members()[1].run)
+    assert not is_member(RunDir(tmp_path / "moved/other"))
+    with pytest.raises(UserError, match=r"it has no sweep\.json"):
+        load_sweep(str(tmp_path))

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from blip_art.config import load_config
 from blip_art.distributed import World
 from blip_art.errors import UserError
-from blip_art.files import RunDir, read_json, read_jsonl, write_json
+from blip_art.files import RunDir, read_json, read_jsonl, write_json, write_text
 from blip_art.model.captioner import BlipCaptioner, build_captioner
 from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.readable import freeze_references, readable_pairs
@@ -204,6 +204,14 @@ def test_captions_of_something_else_are_not_taken_for_this_trainings(config, tmp
     run = RunDir(tmp_path / "run")
     write_json(run.predictions("val", 0), [])
     with pytest.raises(UserError, match="has captions or weights but no checkpoint"):
+        open_run(run, load_config(config), resume=True, world=ALONE)
+
+
+def test_a_finished_training_without_checkpoints_does_not_begin_again(config, tmp_path):
+    run = RunDir(tmp_path / "run")
+    write_text(run.weights(0), "")
+    write_json(run.state, {"state": "finished"})
+    with pytest.raises(UserError, match="is finished and its checkpoints are gone"):
         open_run(run, load_config(config), resume=True, world=ALONE)
 
 

@@ -73,6 +73,7 @@ def run_in_allocation(job: Job, folder: str) -> int:
     task = Task.read(os.environ)
     job = for_task(job, task)
     mark = _mark_scratch(task)
+    note_progress(job, Path(folder), task)
     stop = StopNote(Path(folder), task)
     code = _run(job, stop, task)
     if stop and not (code == 0 and _finished(job)):
@@ -106,6 +107,15 @@ def _leave_scratch(mark: Optional[Path]) -> None:
             mark.unlink()
         if not list(mark.parent.glob(".task_*")):
             shutil.rmtree(mark.parent, ignore_errors=True)
+
+
+def note_progress(job: Job, folder: Path, task: Task) -> None:
+    """For the batch script: where a training's state is, and what is newer than this note once
+    this start was worth it."""
+    if job.state and task.rank == 0:
+        run = RunDir(Path(job.cwd, job.state).absolute().parent)
+        paths = (run.state, run.last_checkpoint, run.predictions("val", 0).parent)
+        write_text(folder / f"progress_{task.job_id}", "".join(f"{path}\n" for path in paths))
 
 
 class StopNote:

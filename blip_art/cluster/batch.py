@@ -9,7 +9,7 @@ import itertools
 import os
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -36,7 +36,7 @@ class Stage:
     """One submission: a job, or the jobs of an array."""
 
     name: str
-    """train, follow, score, predict or collect."""
+    """train, follow, score, predict or collect; train.2 is the second portion of a sweep's."""
     jobs: Tuple[Job, ...]
     runs: Tuple[RunDir, ...]
     """The run of each job."""
@@ -49,6 +49,13 @@ class Stage:
     """Most elements of the array at a time; 0 is no limit."""
     waits_for: Tuple[str, ...] = ()
     """Dependencies on jobs that were submitted before: 'afterany:123'."""
+    options: Tuple[Tuple[str, str], ...] = ()
+    """Options of sbatch for this stage alone: (mail-type, END)."""
+
+    @property
+    def kind(self) -> str:
+        """The name without the number of a portion."""
+        return self.name.partition(".")[0]
 
 
 def slurm_place(site: Site, code: Path, gpus: int = 0) -> Place:
@@ -145,7 +152,7 @@ def submitit_parameters(site: Site, stage: Stage, dependency: str = "") -> Dict[
             "signal": f"B:USR2@{site.signal_delay_s}",
             # A job whose condition can no longer be met must not wait for ever.
             "requeue": True, "kill-on-invalid-dep": "yes",
-            **(site.sbatch if gpu else site.cpu_sbatch)},
+            **(site.sbatch if gpu else site.cpu_sbatch), **dict(stage.options)},
         "setup": [*(f"module load {shlex.quote(name)} || exit 1" for name in site.modules),
                   *site.setup]}
 
@@ -154,16 +161,31 @@ def job_command(site: Site, stage: Stage, code: Path, wrapper: Path, pickles: Pa
     """What submitit takes for Python in its batch script."""
     cpus = submitit_parameters(site, stage)["cpus_per_task"]
     numbers = "%A_%a" if len(stage.jobs) > 1 else "%j"
+    # The script removes there what the wrapper has made.
+    scratch = ["env", f"SCRATCH={site.scratch}"] if site.container else []
     return "exec " + shlex.join([
-        "bash", str(code / "slurm" / "job.sh"), str(wrapper.parent), str(site.max_requeues),
-        "srun", "--unbuffered", f"--output={pickles}/{numbers}_%t_log.out",
+        *scratch, "bash", str(code / "slurm" / "job.sh"), str(wrapper.parent),
+        str(site.max_requeues), "srun", "--unbuffered", f"--output={pickles}/{numbers}_%t_log.out",
         f"--cpus-per-task={cpus}", *_SRUN, str(wrapper)])
 
 
 def job_name(stage: Stage) -> str:
     """What squeue shows; without characters that need quoting."""
     of = stage.runs[0].name if len(stage.jobs) == 1 else stage.runs[0].path.resolve().parent.name
-    return re.sub(r"[^\w.-]+", "_", f"{stage.name}-{of}")
+    return re.sub(r"[^\w.-]+", "_", f"{stage.kind}-{of}")
+
+
+def submitted_name(site: Site, stage: Stage) -> str:
+    """The same; '' where the profile gives jobs a name of its own."""
+    options = site.sbatch if stage.gpus else site.cpu_sbatch
+    return "" if {"job-name", "J"} & set(options) else job_name(stage)
+
+
+def wait_for_jobs(stages: Sequence[Stage], job_ids: Sequence[str]) -> List[Stage]:
+    """The stages, none of which starts before these jobs have ended on all their nodes."""
+    waits = tuple(f"afterany:{job_id}" for job_id in dict.fromkeys(job_ids))
+    return [stage if stage.after else replace(stage, waits_for=(*stage.waits_for, *waits))
+            for stage in stages]
 
 
 def dependency(stage: Stage, submitted: Dict[str, str]) -> str:

@@ -54,7 +54,7 @@ def check_python() -> List[Check]:
     missing = [name for name in ("yaml", "submitit") if importlib.util.find_spec(name) is None]
     if missing:
         checks.append(fail(f"{sys.executable} has no {' and no '.join(missing)}",
-                           f"python3 -m pip install --user {SUBMITIT!r} pyyaml"))
+                           _install("pyyaml")))
     return checks
 
 
@@ -68,7 +68,16 @@ def _submitit_version() -> List[Check]:
     if (1, 5, 4) <= numbers < (1, 6):
         return [ok(f"submitit {found}")]
     return [fail(f"submitit {found} is not what the image has",
-                 f"python3 -m pip install --user {SUBMITIT!r}")]
+                 _install())]
+
+
+def _install(*more: str) -> str:
+    """Debian 12 and newer refuse 'pip install --user'."""
+    inside = sys.prefix != sys.base_prefix
+    python = sys.executable if inside else "~/blip/bin/python"
+    words = f"{python} -m pip install {' '.join([repr(SUBMITIT), *more])}"
+    return words if inside else (f"python3 -m venv ~/blip && {words}, then 'source "
+                                 "~/blip/bin/activate'")
 
 
 def guarded(check: Callable[..., Iterable[Check]], *about: object) -> Iterable[Check]:

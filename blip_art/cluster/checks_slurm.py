@@ -12,7 +12,9 @@ import shutil
 from dataclasses import dataclass
 from typing import Dict, Iterable, List, Tuple
 
-from blip_art.cluster.checks import Check, fail, ok, warn
+from blip_art.cluster.checks import FAIL, WARN, Check, fail, ok, warn
+from blip_art.cluster.limits import partition_names, preemption, read_limits
+from blip_art.cluster.portions import TRAIN_JOBS, sweep_runs
 from blip_art.cluster.site import Site
 from blip_art.cluster.slurm import NoAccounting, Slurm, SlurmError, run_command, seconds_of
 
@@ -94,32 +96,39 @@ def _number(text: str) -> int:
     return int(match[0]) if match else 0
 
 
-def _partition(parts: List[Part], name: str, key: str, time_min: int) -> Iterable[Check]:
-    if not name:
-        return  # the cluster's default
+def _partition(parts: List[Part], names: str, key: str, time_min: int) -> Iterable[Check]:
+    """Each of 'a,b'; a job starts in whichever has room first, so one that fits is enough."""
+    found = [_one_partition(parts, name, key, time_min) for name in partition_names(names)]
+    fits = any(check.verdict != FAIL for check in found)
+    for name, check in zip(partition_names(names), found):
+        exists = any(part.partition == name for part in parts)  # sbatch refuses all for one unknown
+        yield Check(WARN, f"{check.what}: no job starts there", check.mend) if (
+            fits and exists and check.verdict == FAIL) else check
+
+
+def _one_partition(parts: List[Part], name: str, key: str, time_min: int) -> Check:
     mine = [part for part in parts if part.partition == name]
     if not mine:
         names = ", ".join(dict.fromkeys(part.partition for part in parts))
-        yield fail(f"no partition {name}", f"there are: {names or 'none'}; mend '{key}' in the "
-                                           "site profile")
-        return
+        return fail(f"no partition {name}", f"there are: {names or 'none'}; mend '{key}' in the "
+                                            "site profile")
     limit = mine[0].limit_s
     if not mine[0].up:
-        yield fail(f"partition {name} is closed", "ask the administrators, or name another")
-    elif 0 <= limit < 60 * time_min:
+        return fail(f"partition {name} is closed", "ask the administrators, or name another")
+    if 0 <= limit < 60 * time_min:
         short = "cpu_time_min" if key == "cpu_partition" else "time_min"
-        yield fail(f"partition {name} gives {limit // 60} minutes, the profile asks for {time_min}",
-                   f"{short}: {limit // 60} (a training that needs more is queued again)")
-    else:
-        usable = sum(part.nodes for part in mine if not _BARRED.search(part.state))
-        total = sum(part.nodes for part in mine)
-        text = f"partition {name}: {usable} of {total} nodes in service"
-        yield ok(text) if usable else warn(text, "jobs wait until the nodes are back")
+        return fail(f"partition {name} gives {limit // 60} minutes, the profile asks for "
+                    f"{time_min}",
+                    f"{short}: {limit // 60} (a training that needs more is queued again)")
+    usable = sum(part.nodes for part in mine if not _BARRED.search(part.state))
+    total = sum(part.nodes for part in mine)
+    text = f"partition {name}: {usable} of {total} nodes in service"
+    return ok(text) if usable else warn(text, "jobs wait until the nodes are back")
 
 
 def _gpu_nodes(parts: List[Part], site: Site) -> Iterable[Check]:
     """Whether some kind of node is large enough."""
-    mine = [part for part in parts if part.partition == site.partition]
+    mine = [part for part in parts if part.partition in partition_names(site.partition)]
     if not mine or not site.gres:
         return
     asked = site.gres.format(gpus=site.gpus_per_node)
@@ -216,6 +225,36 @@ def accounting(site: Site, slurm: Slurm) -> Iterable[Check]:
         yield ok("no accounting, as the profile says")
 
 
+def preempted(site: Site, slurm: Slurm) -> Iterable[Check]:
+    """What becomes of a job that must make room: where it is cancelled, --requeue does nothing."""
+    for one in preemption(site, slurm):
+        if one.mode == "CANCEL":
+            yield warn(f"{one.whose} cancels what it preempts (PreemptMode=CANCEL)",
+                       "a training that has no time to save and to queue itself again (GraceTime) "
+                       "stays away, --requeue or not: 'launch.py resume' goes on")
+        elif one.mode == "SUSPEND":
+            yield warn(f"{one.whose} suspends what it preempts (PreemptMode=SUSPEND)",
+                       "a suspended training keeps its memory and goes on by itself")
+        elif one.mode == "REQUEUE":
+            yield ok(f"{one.whose} queues again what it preempts")
+
+
+def amounts(site: Site, slurm: Slurm) -> Iterable[Check]:
+    """How many jobs a sweep may be, and what happens to more."""
+    limits = read_limits(site, slurm)
+    if limits.array_size:
+        yield ok(f"arrays of up to {limits.array_size} jobs; larger sweeps are several arrays")
+    if limits.submit:
+        most, whose = limits.submit
+        text = f"you may have {most} jobs in the queue ({whose})"
+        if most < TRAIN_JOBS:
+            yield warn(f"{text}, and a training is {TRAIN_JOBS}", "train with --no-score, then "
+                       "'launch.py score'; or ask for more")
+        else:
+            yield ok(f"{text}: a sweep submits at most {sweep_runs(most)} runs at a time, the "
+                     "same command again the next")
+
+
 def trial(site: Site, slurm: Slurm) -> Iterable[Check]:
     """Slurm's own word on what a job would ask for; nothing is submitted."""
     gpu = [f"--gres={site.gres.format(gpus=site.gpus_per_node)}"] if site.gres else []
@@ -241,4 +280,5 @@ def _tried(kind: str, said: str) -> Check:
 
 
 DECISIVE = (commands, controller)
-CHECKS = (commands, controller, environment, partitions, account, accounting, trial)
+CHECKS = (commands, controller, environment, partitions, account, accounting, preempted, amounts,
+          trial)

@@ -67,7 +67,7 @@ def run_image_build(args: argparse.Namespace) -> int:
     """Build, or show how."""
     from blip_art.cluster.image import build_image, image_plan
 
-    site = _profile(args.site)
+    site = profile_or_default(args.site)
     plan = image_plan(site, Path(args.output or site.image), args.base, args.squashfs)
     if args.dry_run:
         print(plan.shown())
@@ -80,7 +80,7 @@ def run_overlay_build(args: argparse.Namespace) -> int:
     """Build and verify, or show how."""
     from blip_art.cluster.overlay import build_overlay, overlay_plan, verify
 
-    site = _profile(args.site)
+    site = profile_or_default(args.site)
     plan = overlay_plan(site, _overlay(args.output, site))
     if args.dry_run:
         print(plan.shown())
@@ -93,7 +93,7 @@ def run_overlay_verify(args: argparse.Namespace) -> int:
     """Score a golden pair inside."""
     from blip_art.cluster.overlay import verify
 
-    site = _profile(args.site)
+    site = profile_or_default(args.site)
     return verify(site, str(_overlay(args.overlay, site)))
 
 
@@ -101,7 +101,7 @@ def run_overlay_freeze(args: argparse.Namespace) -> int:
     """Make the .sqf and compute known scores with it."""
     from blip_art.cluster.overlay import freeze, verify
 
-    site = _profile(args.site)
+    site = profile_or_default(args.site)
     overlay = _overlay(args.overlay, site)
     target = Path(args.output or overlay.with_suffix(".sqf")).resolve()
     refuse_input(target, [overlay], "-o")
@@ -119,21 +119,21 @@ def run_data_pack(args: argparse.Namespace) -> int:
     folder = Path(args.folder)
     if args.max_side is not None:
         output = Path(args.output or f"{folder.resolve()}_{args.max_side}")
-        return shrink(folder, output, args.max_side, _profile(args.site))
+        return shrink(folder, output, args.max_side, profile_or_default(args.site))
     target = Path(args.output) if args.output else folder.resolve().with_suffix(".sqf")
     print(how_to_mount(pack(folder, target, args.force), folder))
     return 0
 
 
-def _profile(path: str) -> Site:
+def profile_or_default(path: str) -> Site:
     """The site's profile; without one, image and overlay lie in the checkout."""
     from blip_art.cluster.site import ENVIRONMENT, Site, load_site
 
     if path or os.environ.get(ENVIRONMENT):
         return load_site(path)
     site = Site()
-    return Site(image=os.path.normpath(PROFILES / site.image),
-                overlay=os.path.normpath(PROFILES / site.overlay))
+    return Site(**{key: os.path.normpath(PROFILES / getattr(site, key))
+                   for key in ("image", "overlay", "parses")})
 
 
 def _overlay(path: str, site: Site) -> Path:

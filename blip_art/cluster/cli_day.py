@@ -6,11 +6,19 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, List, Sequence, Tuple
 
 from blip_art.errors import EXIT_FAILED, UserError
+
+if TYPE_CHECKING:  # --help must not wait for imports
+    from blip_art.cluster.rows import Row
+    from blip_art.cluster.slurm import Slurm
+    from blip_art.files import RunDir
 
 RUNS = "runs"
 
@@ -21,6 +29,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
                       "scores, GPU-hours, and why a run waits or failed")
     _runs(status, "*", f"run folders, or folders with runs below (default: {RUNS})")
     status.add_argument("--json", action="store_true", help="the same for programs")
+    status.add_argument("--sizes", action="store_true",
+                        help="also what each run takes on disk (looks at every file)")
     status.add_argument("--watch", metavar="S", type=_seconds, nargs="?", const=30.0,
                         help="again every S seconds (default 30), until Ctrl-C")
 
@@ -36,8 +46,21 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _runs(cancel, "+", "run folders, or folders with runs below")
 
     resume = _command(commands, "resume", run_resume, "submit again runs that stopped or failed, "
-                      "as they were submitted")
-    _runs(resume, "+", "run folders, or folders with runs below")
+                      "with the configuration and in the way they were submitted")
+    _runs(resume, "+", "run folders, or folders with runs below; one that was moved or copied "
+                       "goes on where it is now")
+    for option, metavar, text in (
+            ("site", "FILE", "profile of the cluster (default: the one they were submitted with)"),
+            ("partition", "NAME", "another partition than before"),
+            ("account", "NAME", "another account than before")):
+        resume.add_argument(f"--{option}", metavar=metavar, default="", help=text)
+    resume.add_argument("--time", metavar="MIN", type=_minutes, default="",
+                        help="another time limit of the GPU jobs, in minutes")
+    resume.add_argument("--code", choices=("checkout", "frozen"), default="checkout",
+                        help="the code as it is in the checkout now (default; what has changed "
+                             "is said), or as it was copied when the run was submitted")
+    resume.add_argument("--dry-run", action="store_true",
+                        help="print what would be submitted; submit nothing")
     _doctor_and_fetch(commands)
 
 
@@ -62,27 +85,75 @@ def _doctor_and_fetch(commands: argparse._SubParsersAction[argparse.ArgumentPars
 
 
 def run_status(args: argparse.Namespace) -> int:
-    """Once, as JSON, or again and again."""
+    """Once, as JSON, or again and again.
+
+    Standard output gets the whole table only; a terminal first sees what lies on disk where Slurm
+    is slow.
+    """
     from blip_art.cluster.rows import as_json, shown
-    from blip_art.cluster.slurm import Slurm
+    from blip_art.cluster.slurm import Slurm, SlurmError
     from blip_art.cluster.status import find_runs, survey
     from blip_art.cluster.table import terminal_width
 
     if not args.runs and not Path(RUNS).is_dir():
         raise UserError(f"no folder '{RUNS}' here; name the run folders, or go to where "
                         "launch.py was called")
-    while True:
-        rows, notes = survey(find_runs(args.runs or [RUNS], must=bool(args.runs)), Slurm())
+    on_terminal = sys.stdout.isatty()
+    for turn in itertools.count():
+        slurm = Slurm()
+        runs = find_runs(args.runs or [RUNS], must=bool(args.runs))
+        try:
+            runs, settled = _settled(args.runs or [RUNS], runs, slurm)
+        except SlurmError as error:
+            settled = [f"what became of an interrupted submission is not known: {error}"]
+        rows, notes = survey(runs, slurm, functools.partial(
+            _show_meanwhile, on_terminal and not args.json and not turn))
+        notes = settled + notes
         text = as_json(rows, notes) if args.json else shown(rows, notes, terminal_width())
-        if args.watch and sys.stdout.isatty():
+        if args.sizes:
+            text = _with_sizes(text, runs, args.json)
+        if args.watch and on_terminal:
             text = f"\033[2J\033[H{time.strftime('%H:%M:%S')}, every {args.watch:g} s\n{text}"
         print(text, flush=True)
         if not args.watch:
-            return 0
+            break
         try:
             time.sleep(args.watch)
         except KeyboardInterrupt:  # the only way to end it, so not a failure
-            return 0
+            break
+    return 0
+
+
+def _show_meanwhile(on_terminal: bool, rows: List[Row]) -> None:
+    """What lies on disk, for who looks at a terminal; that Slurm is asked, for everybody."""
+    from blip_art.cluster.rows import shown
+    from blip_art.cluster.table import terminal_width
+
+    if on_terminal:
+        print(shown(rows, ["as the run folders have it"], terminal_width()), flush=True)
+    print("asking Slurm …", file=sys.stderr, flush=True)
+
+
+def _settled(paths: Sequence[str], runs: List[RunDir], slurm: Slurm, give_up: bool = False
+             ) -> Tuple[List[RunDir], List[str]]:
+    """The runs, after what interrupted submissions had left open, and what was done about that."""
+    from blip_art.cluster.asking import with_notice
+    from blip_art.cluster.pending import settle_all
+    from blip_art.cluster.status import find_runs
+
+    lines = with_notice(lambda: settle_all(runs, slurm, give_up),
+                        lambda: print("asking Slurm …", file=sys.stderr, flush=True))
+    return (find_runs(paths, must=False) if lines else runs), lines
+
+
+def _with_sizes(text: str, runs: List[RunDir], as_json: bool) -> str:
+    from blip_art.cluster.sizes import add_to_json, shown, size_of
+    from blip_art.cluster.table import terminal_width
+
+    found = [size_of(run) for run in runs]
+    if as_json:
+        return add_to_json(text, found)
+    return f"{text}\n\n{shown(found, terminal_width())}" if found else text
 
 
 def run_logs(args: argparse.Namespace) -> int:
@@ -113,17 +184,26 @@ def run_cancel(args: argparse.Namespace) -> int:
     from blip_art.cluster.slurm import Slurm
     from blip_art.cluster.status import find_runs
 
-    print("\n".join(cancel(find_runs(args.runs), Slurm())))
+    slurm = Slurm()
+    runs, settled = _settled(args.runs, find_runs(args.runs), slurm, give_up=True)
+    print("\n".join([*settled, *cancel(runs, slurm)]))
     return 0
 
 
 def run_resume(args: argparse.Namespace) -> int:
-    """launch.py's own command, once more."""
-    from blip_art.cluster.control import resume
+    """launch.py's own commands, once more."""
+    from blip_art.cluster.resume import Changes, resume
     from blip_art.cluster.slurm import Slurm
     from blip_art.cluster.status import find_runs
 
-    return resume(find_runs(args.runs), Slurm())
+    slurm, runs = Slurm(), find_runs(args.runs)
+    if not args.dry_run:
+        runs, settled = _settled(args.runs, runs, slurm)
+        for line in settled:
+            print(line)
+    changes = Changes(args.site, args.partition, args.account, args.time,
+                      "frozen" if args.code == "frozen" else "", args.dry_run)
+    return resume(runs, slurm, changes)
 
 
 def run_doctor(args: argparse.Namespace) -> int:
@@ -176,6 +256,12 @@ def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name
 
 def _runs(parser: argparse.ArgumentParser, number: str, text: str) -> None:
     parser.add_argument("runs", metavar="RUN", nargs=number, help=text)
+
+
+def _minutes(text: str) -> str:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not '{text}'")
+    return text
 
 
 def _seconds(text: str) -> float:

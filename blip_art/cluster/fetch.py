@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence
@@ -142,9 +143,10 @@ def run_in_image(argv: Sequence[str], cache: Path) -> int:
                         f"does; {ways}")
     repo = Path(__file__).resolve().parents[2]
     cache.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "CONTAINER": site.container, "SIF": site.image,
-                   "OVERLAY": site.overlay, "PYTHONPATH": str(repo),
-                   "BINDS": ",".join([*site.binds, *site.build_binds, str(repo), str(cache)]),
-                   "BLIP_ART_CACHE": str(cache), **site.build_setup}
-    return subprocess.call([str(repo / "singularity" / "run.sh"), site.python, *argv],
-                           env=environment)
+    with tempfile.TemporaryDirectory(prefix="blip_art_fetch_") as scratch:
+        environment = {**os.environ, "CONTAINER": site.container, "SIF": site.image,
+                       "OVERLAY": site.overlay, "PYTHONPATH": str(repo), "SCRATCH": scratch,
+                       "BINDS": ",".join([*site.binds, *site.build_binds, str(repo), str(cache)]),
+                       "BLIP_ART_CACHE": str(cache), **site.build_setup}
+        return subprocess.call([str(repo / "singularity" / "run.sh"), site.python, *argv],
+                               env=environment)

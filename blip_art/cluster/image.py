@@ -29,6 +29,8 @@ BUILD_ENV = "/opt/blip_art/build.env"
 # Measured: 8 GB unpacked, 4.4 GB packed.
 UNPACKED_GB, PACKED_GB = 12, 6
 Run = Callable[[Sequence[str], Dict[str, str]], int]
+UNREACHED = ("where pip reaches nothing, the profile says how: 'build_setup' (https_proxy, "
+             "PIP_INDEX_URL), 'build_binds' (pip.conf, certificates)")
 # What people print goes into tickets.
 _PASSWORD = re.compile(r"//[^/@\s]+@")
 
@@ -134,9 +136,12 @@ def build_image(plan: Build, force: bool = False, run: Run = call) -> None:
         if plan.env:
             argv[2:2] = ["--bind", f"{variables.name}:{BUILD_ENV}"]
         if run(argv, plan.env):
+            base = "" if "BOOTSTRAP=localimage" in plan.argv else (
+                "where its base was not fetched, name another with --base ('base' in the site "
+                "profile): in a registry that is reached, or an image or folder of this machine; ")
             raise UserError(f"the image could not be built, see {plan.argv[0]}'s words above; "
-                            "a registry that is not reached needs 'build_binds' (certificates, "
-                            "pip.conf) or 'build_setup' (https_proxy) in the site profile")
+                            f"{base}{UNREACHED}; or build on a machine that reaches all, and copy "
+                            "the file")
         check_image(str(aside))
     tell_built(plan.target, time.monotonic() - start)
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Dict, FrozenSet, NamedTuple, Optional, Sequence, Tuple
 
 from blip_art.cluster import reasons
+from blip_art.cluster.ownership import is_elsewhere
 from blip_art.cluster.record import Submitted
 from blip_art.cluster.rows import Row
 from blip_art.cluster.slurm import AccountRow, QueueRow
@@ -37,6 +38,8 @@ class Answers(NamedTuple):
     notes: Tuple[str, ...]
     asked: bool
     """Whether the queue was seen: a job that is not in it has then ended."""
+    cluster: str = ""
+    """The name of the cluster that was asked; '' where that did not matter."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,15 @@ Live = Sequence[Tuple[Submitted, QueueRow]]
 
 def judge(folder: Folder, answers: Answers) -> Row:
     """The row of a run: a job that computes decides, else its folder, with what scores it."""
+    here = tuple(job for job in folder.jobs if not is_elsewhere(job, answers.cluster))
+    facts = folder.facts
+    if any(job.job_id == facts.work.job_id for job in here):
+        facts = facts._replace(work=add_answers(facts.work, answers))
+    folder = replace(folder, jobs=here)
     rows = ((job, answers.queue.get(job.job_id)) for job in folder.jobs)
     # One that was cancelled has ended, though its node may be cleaned up for a while.
     live = [(job, row) for job, row in rows if row and row.alive and not (
         row.state == "COMPLETING" and job.job_id in folder.cancelled)]
-    facts = folder.facts._replace(work=add_answers(folder.facts.work, answers))
     is_report = bool(folder.jobs) and not facts.state.name and all(
         job.stage == "collect" for job in folder.jobs)
     state, why = (_decide_report if is_report else _decide_run)(folder, facts, live)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Callable, List, NamedTuple, Optional, Tuple
 
 from blip_art.cluster import reasons
+from blip_art.cluster.ownership import jobs_here, own_jobs, queue_of
 from blip_art.cluster.record import Submitted, read_jobs
 from blip_art.cluster.slurm import QueueRow, Slurm, SlurmError
 from blip_art.errors import UserError
@@ -102,12 +103,12 @@ def _is_of_the_past(run: RunDir, stage: str, log: Log) -> bool:
 
 def _still_going(run: RunDir, stage: str, slurm: Slurm) -> Tuple[bool, str]:
     """Whether more may be written, and what is to be told about it."""
-    jobs = [job for job in read_jobs(run) if job.stage == stage]
-    if not jobs:
-        going = read_state(run).name in ("running", "") and is_alive(run) is not False
-        return going, ""
     try:
-        rows = slurm.squeue([job.job_id for job in jobs])
+        jobs = jobs_here(slurm, [job for job in own_jobs(run) if job.stage == stage])
+        if not jobs:
+            going = read_state(run).name in ("running", "") and is_alive(run) is not False
+            return going, ""
+        rows = queue_of(slurm, jobs)
     except SlurmError as error:
         return True, f"not known whether the job still runs: {error}"
     live = [row for row in rows.values() if row.alive]
@@ -162,13 +163,13 @@ def _newest_submitted(run: RunDir, stage: str) -> Optional[Log]:
 def _log_of(run: RunDir, job: Submitted) -> Optional[Log]:
     """A job's newest log; what its batch script said, where the command never started."""
     pattern = re.escape(Path(job.log).name).replace(re.escape("{restart}"), r"(\d+)")
-    # By name in the run's own folder, for the run may have been moved since; else where the job
-    # wrote it: a sweep's report has a folder of its own.
-    names = ((re.fullmatch(pattern, path.name), path)
-             for folder in (run.slurm, Path(job.log).parent) for path in folder.glob("*.log"))
-    logs = [Log(path, job.stage, job.job_id, int(match[1]) if match.groups() else 0)
-            for match, path in names if match]
-    if logs:
-        return max(logs, key=lambda log: log.restart)
+    # By name in the run's own folder, for the run may have been moved or copied since; else where
+    # the job wrote it: a sweep's report has a folder of its own.
+    for folder in (run.slurm, Path(job.log).parent):
+        names = ((re.fullmatch(pattern, path.name), path) for path in folder.glob("*.log"))
+        logs = [Log(path, job.stage, job.job_id, int(match[1]) if match.groups() else 0)
+                for match, path in names if match]
+        if logs:
+            return max(logs, key=lambda log: log.restart)
     batch = Path(job.batch_log) if job.batch_log else None
     return Log(batch, job.stage, job.job_id, 0, True) if batch and batch.is_file() else None

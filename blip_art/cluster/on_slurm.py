@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from blip_art.cluster import sweep as sweeps
 from blip_art.cluster.batch import (
@@ -21,14 +21,20 @@ from blip_art.cluster.batch import (
     slurm_place,
     sweep_stages,
     train_stages,
+    wait_for_jobs,
 )
 from blip_art.cluster.container import check_image, check_overlay, image_identity
-from blip_art.cluster.control import SCORING, Live, living_jobs
+from blip_art.cluster.control import SCORING, InQueue, Live, jobs_in_queue
+from blip_art.cluster.extras import with_extras, without_after
 from blip_art.cluster.inputs import check_inputs, folders_of, inputs_of
+from blip_art.cluster.limits import Limits, SubmitLimit, read_limits
+from blip_art.cluster.pending import settle_all
 from blip_art.cluster.plan import collect_job, score_job, train_job
+from blip_art.cluster.portions import in_portions, sweep_runs
 from blip_art.cluster.site import ENVIRONMENT, Site, check_site, load_site
+from blip_art.cluster.sizes import warn_of_room
 from blip_art.cluster.slurm import Slurm
-from blip_art.cluster.snapshot import take_snapshot
+from blip_art.cluster.snapshot import changed_files, take_snapshot
 from blip_art.cluster.submit import Submission, shown, submit, tell
 from blip_art.config import (
     HARMLESS,
@@ -57,6 +63,8 @@ def train(args: argparse.Namespace, repo: Path, run: RunDir) -> int:
     config = load_config(args.config, args.overrides)
     if has_begun(run):
         refuse_other_settings([(run, config)])
+    if not args.dry_run:
+        warn_of_room([run], [config], scored=not args.no_score)
     place = slurm_place(site, run.code.resolve(), args.processes)
     stages = train_stages(place, run, str(run.frozen_config), nodes=args.nodes,
                           scored=not args.no_score)
@@ -108,34 +116,66 @@ def sweep(args: argparse.Namespace, repo: Path) -> int:
 def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
            folder: Path) -> int:
     members, code = plan.members(), folder / "code"
+    slurm = Slurm()
     # The sweep's own folder has the job of its report, which uses the code there, too.
-    living = [] if args.dry_run else living_jobs([*(m.run for m in members), RunDir(folder)],
-                                                 Slurm())
+    queue = InQueue([], []) if args.dry_run else jobs_in_queue(
+        [*(m.run for m in members), RunDir(folder)], slurm)
     todo, to_score, active = lacking(
-        [m for m in members if sweeps.is_asked(m, args.only)], living)
-    refuse_other_settings((m.run, load_config(plan.config, m.overrides))
+        [m for m in members if sweeps.is_asked(m, args.only)], queue.living)
+    refuse_other_settings((m.run, load_config(m.config, m.overrides))
                           for m in members if has_begun(m.run))
     print(f"{plan.name}: {len(members)} runs; {len(todo)} to submit, {active} in the queue, "
           f"{sum(is_finished(m.run) for m in members)} trained", file=sys.stderr)
     place = slurm_place(site, code.resolve(), args.processes)
-    stages = _sweep_stages(args, plan, place, members, todo, to_score, folder / "report")
-    inputs = [_training_inputs(m.run, load_config(plan.config, m.overrides)) for m in todo]
+    asks = not args.dry_run and (todo or to_score)
+    limits = read_limits(site, slurm) if asks else Limits()
+    todo = fitting(todo, len(to_score), limits.submit)
+    stages = with_extras(in_portions(_sweep_stages(
+        args, plan, place, members, todo, to_score, folder / "report"), limits.array_size),
+        args.after, args.mail)
+    asked = {run.path for run in [*(m.run for m in todo), *to_score]}
+    stages = _after_ending(stages, [one for one in queue.ending if one[0].path in asked])
+    inputs = [_training_inputs(m.run, load_config(m.config, m.overrides)) for m in todo]
     to = Submission(site, code, folder / "slurm", _command(),
                     folders_of((path for one in inputs for path in one.values()), site))
+    if args.dry_run:
+        _show_changed_code(args, repo, code, stages)
     if args.dry_run or not stages:
         print(shown(stages, to) if stages else "", end="")
         return 0
     identity = container_of(site)
     for one in inputs:
         check_inputs(one, site)
-    _snapshot(repo, code, living)
+    if todo:  # they differ in little that takes room
+        warn_of_room([m.run for m in todo],
+                     [load_config(todo[0].config, todo[0].overrides)] * len(todo))
+    _snapshot(args, repo, code, queue.living, stages)
     for member in todo:
         _note(member.run, identity)
-        _freeze(member.run, plan.config, member.overrides)
-    write_json(folder / "sweep.json", {"file": os.path.abspath(plan.path), "runs": [
-        {"run": str(m.run.path), "overrides": list(m.overrides)} for m in members]}, indent=1)
-    tell(submit(stages, to), RunDir(folder))
+        _freeze(member.run, member.config, member.overrides)
+    if not plan.submitted:
+        sweeps.record_sweep(folder, plan)
+    tell(submit(stages, dataclasses.replace(to, cluster=slurm.cluster_name())), RunDir(folder))
     return 0
+
+
+def fitting(todo: List[sweeps.Member], to_score: int, limit: Optional[SubmitLimit],
+            queued: Callable[[], int] = lambda: Slurm().own_jobs()) -> List[sweeps.Member]:
+    """The first of the runs, as many as may be in the queue; a line on stderr about the others.
+
+    Raises:
+        UserError: there is no room for one.
+    """
+    if limit is None or sweep_runs(limit.most - (there := queued()), to_score) >= len(todo):
+        return todo
+    room = sweep_runs(limit.most - there, to_score)
+    why = (f"you may have {limit.most} jobs in the queue ({limit.whose}), {there} are there, and "
+           "a run is 2")
+    if not room:
+        raise UserError(f"{why}; wait until some have ended, the same command then goes on")
+    print(f"{len(todo) - room} of {len(todo)} runs are not submitted yet: {why}; the same command "
+          "again submits more once these have ended", file=sys.stderr)
+    return todo[:room]
 
 
 def lacking(members: Sequence[sweeps.Member], living: Sequence[Live]
@@ -207,37 +247,80 @@ def _go(args: argparse.Namespace, repo: Path, site: Site, run: RunDir, stages: S
         trains: Optional[Dict[RunDir, Tuple[str, Tuple[str, ...]]]] = None,
         inputs: Optional[Dict[str, Path]] = None) -> int:
     inputs = inputs or {}
+    stages = with_extras(stages, args.after, args.mail)
     to = Submission(site, run.code, run.slurm, _command(), folders_of(inputs.values(), site))
     if args.dry_run:
+        _show_changed_code(args, repo, run.code, stages)
         print(shown(stages, to), end="")
         return 0
     with _alone(run.path):
-        living = living_jobs([run], Slurm())
+        slurm = Slurm()
+        living, ending = jobs_in_queue([run], slurm)
         busy = [job for _, job, _ in living if job.stage in _EXCLUSIVE]
         if busy and any(stage.name in _EXCLUSIVE for stage in stages):
             raise UserError(f"{run.path} is already in the queue as job {busy[0].job_id}; "
                             f"'launch.py cancel {run.path}' first, or choose another --run")
         identity = container_of(site)
         check_inputs(inputs, site)
-        _snapshot(repo, run.code, living)
+        _snapshot(args, repo, run.code, living, stages)
         if stages[0].name != "collect":
             _note(run, identity)
         for one, (config, overrides) in (trains or {}).items():
             _freeze(one, config, overrides)
-        tell(submit(stages, to), run)
+        to = dataclasses.replace(to, cluster=slurm.cluster_name())
+        tell(submit(_after_ending(stages, ending), to), run)
     return 0
+
+
+def _after_ending(stages: Sequence[Stage], ending: Sequence[Live]) -> List[Stage]:
+    """Slurm starts them when what was cancelled has left its nodes: two must not write at once.
+
+    A dependency, and no waiting here: it holds however long that takes, also when this command is
+    interrupted.
+    """
+    ids = [job.job_id for _, job, _ in ending]
+    if ids:
+        print(f"{_count(ids, 'job')} ended but not yet on all nodes ({first_of(ids)}): what is "
+              "submitted now starts when that is over", file=sys.stderr)
+    return wait_for_jobs(stages, ids)
 
 
 def _training_inputs(run: RunDir, config: Config) -> Dict[str, Path]:
     return inputs_of(config, weights=not run.saved_checkpoints())
 
 
-def _snapshot(repo: Path, code: Path, living: Sequence[Live]) -> None:
+def _snapshot(args: argparse.Namespace, repo: Path, code: Path, living: Sequence[Live],
+              stages: Sequence[Stage]) -> None:
     """Copy the code, unless jobs use the copy that is there: they go on with what they began."""
     if living and code.exists():
         print(f"the code in {code} stays as it is: {len(living)} jobs use it", file=sys.stderr)
-    else:
+        return
+    _show_changed_code(args, repo, code, stages)
+    if not (_keeps_code(args) and code.exists()):
         take_snapshot(repo, code)
+
+
+def _show_changed_code(args: argparse.Namespace, repo: Path, code: Path,
+                       stages: Sequence[Stage]) -> None:
+    """Which files of the copy that a run began with are others in the checkout.
+
+    The checkout's are used unless the user says otherwise: it is what writes the scripts of the
+    jobs, and most of those who resume have just fixed something.
+    """
+    changed = changed_files(repo, code)
+    if changed and any(stage.name in _EXCLUSIVE for stage in stages):
+        which = ("the copy goes on" if _keeps_code(args) else
+                 "the checkout's are used, '--code frozen' keeps the copy")
+        print(f"{_count(changed, 'file')} of the code changed since {code} was copied "
+              f"({first_of(changed)}): {which}", file=sys.stderr)
+
+
+def _count(things: Sequence[object], name: str) -> str:
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"
+
+
+def _keeps_code(args: argparse.Namespace) -> bool:
+    return bool(getattr(args, "code", "") == "frozen")
 
 
 def _freeze(run: RunDir, config: str, overrides: Sequence[str]) -> None:
@@ -247,12 +330,15 @@ def _freeze(run: RunDir, config: str, overrides: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One submission of a folder at a time: the second then finds the first one's jobs."""
-    path = folder / "slurm" / ".submitting"
+    """One submission of a folder at a time: the second then finds the first one's jobs, also
+    where that was ended before it knew them."""
+    path = RunDir(folder).submission_lock
     deadline = time.monotonic() + PATIENCE_S
     while True:
         with taken(path) as ours:
             if ours:
+                for line in settle_all([RunDir(folder)], Slurm(), give_up=True, held=folder):
+                    print(line, file=sys.stderr)
                 yield
                 return
         if time.monotonic() > deadline:
@@ -282,4 +368,4 @@ def _note(run: RunDir, identity: Dict[str, Any]) -> None:
 
 
 def _command() -> List[str]:
-    return sys.argv[1:]
+    return without_after(sys.argv[1:])

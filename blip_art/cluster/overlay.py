@@ -15,6 +15,7 @@ from typing import Dict, List, Sequence
 from blip_art.cluster.container import check_image, check_overlay, lock_holder
 from blip_art.cluster.image import (
     REPO,
+    UNREACHED,
     Build,
     Run,
     call,
@@ -60,9 +61,7 @@ def build_overlay(site: Site, plan: Build, force: bool = False, run: Run = call)
     remove_leftovers(plan.target.parent, plan.target.name)
     start = time.monotonic()
     if run(plan.command(plan.target), plan.env):
-        raise UserError("the overlay could not be built, see the words above; a registry that is "
-                        "not reached needs 'build_binds' (certificates, pip.conf) or "
-                        "'build_setup' (https_proxy) in the site profile")
+        raise UserError(f"the overlay could not be built, see the words above; {UNREACHED}")
     tell_built(plan.target, time.monotonic() - start)
 
 

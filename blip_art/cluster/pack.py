@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Tuple
@@ -69,9 +70,10 @@ def shrink(folder: Path, target: Path, max_side: int, site: Site, run: Run = cal
     check_image(site.image)
     target.resolve().parent.mkdir(parents=True, exist_ok=True)
     binds = [*site.binds, str(REPO), str(folder.resolve()), str(target.resolve().parent)]
-    return run([str(REPO / "singularity" / "run.sh"), site.python, *argv],
-               {**environment, "CONTAINER": site.container, "SIF": site.image,
-                "OVERLAY": site.overlay, "BINDS": ",".join(binds)})
+    with tempfile.TemporaryDirectory(prefix="blip_art_pack_") as scratch:
+        return run([str(REPO / "singularity" / "run.sh"), site.python, *argv],
+                   {**environment, "CONTAINER": site.container, "SIF": site.image,
+                    "OVERLAY": site.overlay, "BINDS": ",".join(binds), "SCRATCH": scratch})
 
 
 def count(folder: Path) -> Tuple[int, int]:

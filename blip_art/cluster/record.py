@@ -39,6 +39,14 @@ class Submitted:
     """Where launch.py was called."""
     submitted: str = ""
     """When, ISO 8601 with the zone."""
+    run: str = ""
+    """The run folder then: a copy of it has this list, too, but not the job."""
+    cluster: str = ""
+    """Where: clusters number their jobs alike."""
+    user: str = ""
+    """Who submitted it: numbers come round again."""
+    job_name: str = ""
+    """What squeue calls it; '' if the profile names jobs."""
 
 
 def read_jobs(run: RunDir) -> List[Submitted]:

@@ -31,7 +31,7 @@ class Site:
     path: str = ""
     """The profile itself; filled in when it is loaded."""
     partition: str = ""
-    """Partition of GPU jobs; '' is the cluster's default."""
+    """Partition of GPU jobs; 'a,b' is whichever starts first, '' the cluster's default."""
     cpu_partition: str = ""
     """Partition of scoring and reports, which need no GPU; '' is `partition`."""
     account: str = ""
@@ -62,7 +62,8 @@ class Site:
     signal_delay_s: int = limited(120, min=0, max=10**6)
     """How long before the time limit a job is told to save."""
     max_requeues: int = limited(20, min=0, max=10**6)
-    """How often one job may be queued again."""
+    """How often one job may be queued again; a training only while its starts give new checkpoints
+    or captions (see slurm/job.sh)."""
     sbatch: Mapping[str, Any] = field(default_factory=dict)
     """Further options of GPU jobs, as sbatch calls them: {constraint: v100-32g, exclusive: true};
     true is an option without a value."""

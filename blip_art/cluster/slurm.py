@@ -27,8 +27,9 @@ _DEAD_CONTROLLER = re.compile(
     r"authentication|munge|could not establish a configuration source|resolve", re.IGNORECASE)
 _ENDED = frozenset("COMPLETED FAILED CANCELLED TIMEOUT OUT_OF_MEMORY NODE_FAIL PREEMPTED BOOT_FAIL "
                    "DEADLINE REVOKED".split())
-_QUEUE_FIELDS = "%i|%A|%T|%r|%M|%L|%S|%N|%P|%E"
-_ACCOUNT_FIELDS = "JobID,State,ExitCode,ElapsedRaw,AllocTRES,Start,End,NodeList"
+# The name comes last: it may hold anything.
+_QUEUE_FIELDS = "%i|%A|%T|%r|%M|%L|%S|%N|%P|%E|%u|%j"
+_ACCOUNT_FIELDS = "JobID,State,ExitCode,ElapsedRaw,AllocTRES,Start,End,NodeList,User"
 
 
 class SlurmError(UserError):
@@ -80,6 +81,9 @@ class QueueRow:
     partition: str
     waits_for: str
     """Dependencies that are not met yet, as Slurm writes them."""
+    user: str = ""
+    """Whose it is; '' if Slurm did not say."""
+    name: str = ""
 
     @property
     def alive(self) -> bool:
@@ -103,6 +107,8 @@ class AccountRow:
     starts: int
     end: str
     nodes: str
+    user: str = ""
+    """Whose it is; '' if Slurm did not say."""
 
 
 def clean_environment(environ: Mapping[str, str] = os.environ) -> Dict[str, str]:
@@ -132,6 +138,28 @@ class Slurm:
         self._bin = bin
         self.calls: List[Sequence[str]] = []
         """Every command that was run, the words as they were given."""
+        self._config: Optional[Dict[str, str]] = None
+
+    def config(self) -> Dict[str, str]:
+        """The cluster's settings, by their names in slurm.conf. Asked once."""
+        if self._config is None:
+            out = self._checked("scontrol", self._call("scontrol", "show", "config"))
+            self._config = {name.strip(): value.strip() for name, equals, value in
+                            (line.partition(" = ") for line in out.splitlines()) if equals}
+        return self._config
+
+    def cluster_name(self) -> str:
+        """What this cluster is called; '' where that cannot be found out.
+
+        Raises:
+            ControllerDown: nobody answers.
+        """
+        try:
+            return self.config().get("ClusterName", "")
+        except ControllerDown:
+            raise
+        except SlurmError:
+            return ""
 
     def squeue(self, job_ids: Iterable[str]) -> Dict[str, QueueRow]:
         """Of these jobs those that the controller still knows, by id; arrays by task.
@@ -149,6 +177,19 @@ class Slurm:
             return {}  # a single job that is long gone; of several, such ones are just left out
         rows = (_queue_row(line) for line in self._checked("squeue", done).splitlines())
         return {row.job_id: row for row in rows if row and _is_asked(row.job_id, ids)}
+
+    def find_scripts(self, names: Sequence[str]) -> Dict[str, str]:
+        """Of these batch scripts (NAME.sh) those that this user has in the queue: name to job id.
+
+        One call; an array counts as one job.
+        """
+        if not names:
+            return {}
+        out = self._checked("squeue", self._call(
+            "squeue", "--noheader", f"--user={os.getuid()}", "--format=%F|%o"))
+        rows = [line.strip().partition("|") for line in out.splitlines()]
+        return {name: job_id for job_id, _, script in rows if job_id.isdigit()
+                for name in names if f"{name}.sh" in script}
 
     def sacct(self, job_ids: Iterable[str], since: str = "") -> Dict[str, AccountRow]:
         """What accounting knows of these jobs, by id; one call.
@@ -173,7 +214,7 @@ class Slurm:
         starts: Dict[str, List[List[str]]] = {}
         for line in done.out.splitlines():
             fields = line.split("|")
-            if len(fields) == 8 and _is_asked(fields[0], ids):
+            if len(fields) in (8, 9) and _is_asked(fields[0], ids):
                 starts.setdefault(fields[0], []).append(fields)
         return {job_id: _account_row(rows) for job_id, rows in starts.items()}
 
@@ -227,6 +268,18 @@ class Slurm:
             raise NoAccounting(f"sacctmgr does not answer ({_first_line(done)})")
         return done.out
 
+    def partitions(self) -> Dict[str, Dict[str, str]]:
+        """Each partition's settings, by its name."""
+        lines = self._checked("scontrol", self._call(
+            "scontrol", "--oneliner", "show", "partition")).splitlines()
+        found = (dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines)
+        return {one["PartitionName"]: one for one in found if "PartitionName" in one}
+
+    def own_jobs(self) -> int:
+        """How many jobs of this user wait or run; each element of an array is one."""
+        return len(self._checked("squeue", self._call(
+            "squeue", "--noheader", "--array", "--me", "--format=%i")).split())
+
     def version(self) -> str:
         """'22.05.8', as sbatch says it; asks no daemon."""
         out = self._checked("sbatch", self._call("sbatch", "--version"))
@@ -275,21 +328,21 @@ def _is_asked(job_id: str, asked: Set[str]) -> bool:
 
 
 def _queue_row(line: str) -> Optional[QueueRow]:
-    fields = line.strip().split("|")
-    if len(fields) != 10:
+    fields = line.strip().split("|", 11)
+    if len(fields) not in (10, 12):
         return None  # a site's banner, or a word of warning
-    job_id, raw_id, state, reason, used, left, start, nodes, partition, waits_for = fields
+    job_id, raw_id, state, reason, used, left, start, nodes, partition, waits_for, *whose = fields
     return QueueRow(job_id, raw_id, state, reason, max(0, seconds_of(used)), seconds_of(left),
-                    start, nodes, partition, "" if waits_for == "(null)" else waits_for)
+                    start, nodes, partition, "" if waits_for == "(null)" else waits_for, *whose)
 
 
 def _account_row(starts: List[List[str]]) -> AccountRow:
     """One job from the records of its starts, oldest first."""
     seconds = [int(fields[3] or 0) if fields[3].isdigit() else 0 for fields in starts]
-    job_id, state, exit_code, _, _, _, end, nodes = starts[-1]
+    job_id, state, exit_code, _, _, _, end, nodes, *user = starts[-1]
     return AccountRow(job_id, state.split(" ")[0].rstrip("+"), exit_code, sum(seconds),
                       sum(n * _gpus(fields[4]) for n, fields in zip(seconds, starts)),
-                      len(starts), end, nodes)
+                      len(starts), end, nodes, *user)
 
 
 def _gpus(tres: str) -> int:

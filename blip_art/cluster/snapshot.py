@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import List
+from typing import List, Optional
 
 from blip_art.errors import UserError
 from blip_art.files import read_json_object, write_json
@@ -62,6 +62,22 @@ def take_snapshot(repo: Path, code: Path) -> bool:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return True
+
+
+def changed_files(repo: Path, code: Path) -> List[str]:
+    """Files that a snapshot has otherwise than the checkout, or that only one of them has."""
+    if not (code / SNAPSHOT_RECORD).exists():
+        return []
+    copied = (path.relative_to(code) for path in code.rglob("*") if path.is_file())
+    names = {str(name) for name in copied if "__pycache__" not in name.parts}
+    return sorted(name for name in {*code_files(repo), *names} - {SNAPSHOT_RECORD}
+                  if _content(repo / name) != _content(code / name))
+
+
+def _content(path: Path) -> Optional[bytes]:
+    with contextlib.suppress(OSError):
+        return path.read_bytes()
+    return None
 
 
 def _digest(repo: Path, names: List[str]) -> str:

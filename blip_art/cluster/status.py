@@ -12,10 +12,12 @@ import os
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Dict, Iterable, List, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
+from blip_art.cluster.asking import with_notice
 from blip_art.cluster.judge import Answers, Folder, judge
-from blip_art.cluster.record import Submitted, read_jobs
+from blip_art.cluster.ownership import accounts_of, is_elsewhere, own_jobs, queue_of
+from blip_art.cluster.record import Submitted
 from blip_art.cluster.rows import Row, read_numbers
 from blip_art.cluster.slurm import Slurm, SlurmAbsent, SlurmError
 from blip_art.errors import UserError
@@ -56,7 +58,8 @@ def _runs_below(top: str) -> Iterable[str]:
             if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
                 folders.append(entry)
     run = RunDir(top)
-    if run.state.name in names or run.slurm.name in names and run.jobs.exists():
+    if run.state.name in names or run.slurm.name in names and (
+            run.jobs.exists() or run.pending.exists()):
         yield top
     for folder in folders:
         if folder.name not in _PARTS:
@@ -69,17 +72,26 @@ def _natural(text: str) -> List[Tuple[int, str]]:
             for part in re.split(r"(\d+)", text)]
 
 
-def survey(runs: Sequence[RunDir], slurm: Slurm) -> Tuple[List[Row], List[str]]:
-    """One row a run, and notes on what could not be asked."""
+def survey(runs: Sequence[RunDir], slurm: Slurm,
+           when_slow: Optional[Callable[[List[Row]], None]] = None
+           ) -> Tuple[List[Row], List[str]]:
+    """One row a run, and notes on what could not be asked.
+
+    Args:
+        when_slow: gets the rows as the run folders alone have them, if Slurm takes its time.
+    """
     folders = [read_folder(run) for run in runs]
-    answers = ask(slurm, [job for folder in folders for job in folder.jobs])
+    jobs = [job for folder in folders for job in folder.jobs]
+    answers = ask(slurm, jobs) if when_slow is None else with_notice(
+        lambda: ask(slurm, jobs),
+        lambda: when_slow([judge(folder, Answers({}, None, (), False)) for folder in folders]))
     return [judge(folder, answers) for folder in folders], list(answers.notes)
 
 
 def read_folder(run: RunDir) -> Folder:
     """What the files of a run say; one that cannot be read is told in its row."""
     try:
-        jobs, summaries = tuple(read_jobs(run)), Summaries(run)
+        jobs, summaries = tuple(own_jobs(run)), Summaries(run)
         facts = read_facts(run, [asdict(job) for job in jobs])
         finished = facts.state.name == "finished"
         return Folder(run, jobs, facts, cancelled_jobs(run),
@@ -97,21 +109,29 @@ def ask(slurm: Slurm, jobs: Sequence[Submitted]) -> Answers:
     """One squeue and one sacct for all jobs; without an answer the notes say so."""
     if not jobs:
         return Answers({}, None, (), False)
-    ids = [job.job_id for job in jobs]
     try:
-        queue = slurm.squeue(ids)
+        queue = {job.job_id: row for job, row in queue_of(slurm, jobs).items()}
+        cluster = slurm.cluster_name() if any(job.cluster for job in jobs) else ""
     except SlurmAbsent:
         return Answers({}, None, ("no Slurm on this machine: states as the run folders have them",
                                   ), False)
     except SlurmError as error:
         return Answers({}, None, (f"states as the run folders have them: {error}",), False)
+    notes = _of_other_clusters(jobs, cluster)
     if not _has_accounts({job.site for job in jobs}):
-        return Answers(queue, None, (), True)
+        return Answers(queue, None, notes, True, cluster)
     try:
-        since = min((job.submitted[:10] for job in jobs if job.submitted), default="")
-        return Answers(queue, slurm.sacct(ids, since), (), True)
+        accounts = {job.job_id: row for job, row in accounts_of(slurm, jobs).items()}
+        return Answers(queue, accounts, notes, True, cluster)
     except SlurmError as error:
-        return Answers(queue, None, (f"GPU-hours reckoned from epochs: {error}",), True)
+        return Answers(queue, None, (*notes, f"GPU-hours reckoned from epochs: {error}"), True,
+                       cluster)
+
+
+def _of_other_clusters(jobs: Sequence[Submitted], cluster: str) -> Tuple[str, ...]:
+    others = sorted({job.cluster for job in jobs if is_elsewhere(job, cluster)})
+    return (f"jobs of cluster {', '.join(others)} are not asked for on {cluster}: states of their "
+            "runs as the run folders have them",) if others else ()
 
 
 def _has_accounts(sites: Iterable[str]) -> bool:

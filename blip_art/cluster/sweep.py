@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from blip_art.config import load_config
 from blip_art.errors import UserError, quoted
-from blip_art.files import RunDir
+from blip_art.files import RunDir, read_json_object, write_json
 from blip_art.schema import build, is_folder_below, limited, refuse
 from blip_art.strict_yaml import parse_yaml, read_yaml
 
@@ -52,6 +53,8 @@ class Member:
 
     run: RunDir
     overrides: Tuple[str, ...]
+    config: str = ""
+    """The configuration that the overrides change."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,15 @@ class Sweep:
     parallel: int
     settings: Tuple[Tuple[str, ...], ...]
     """The overrides of each run."""
+    submitted: Tuple[Member, ...] = ()
+    """Of a sweep's folder: its runs, each with the configuration it was submitted with."""
 
     def members(self, root: str = "runs") -> List[Member]:
         """The runs, in the file's order, each in a folder named after what varies in it."""
+        if self.submitted:
+            return list(self.submitted)
         names = _names(self.settings)
-        return [Member(RunDir(Path(root, self.name, name)), settings)
+        return [Member(RunDir(Path(root, self.name, name)), settings, self.config)
                 for name, settings in zip(names, self.settings)]
 
 
@@ -76,12 +83,15 @@ def load_sweep(path: str, overrides: Sequence[str] = ()) -> Sweep:
     """Read a sweep's file: `grid` (all combinations) or `list`, times `seeds`.
 
     Args:
+        path: the file, or the folder of a sweep that was submitted.
         overrides: key=value for all runs, as if `set` had them.
 
     Raises:
         UserError: not such a file; an unknown key; a run whose configuration is wrong, or two
             runs that are the same.
     """
+    if Path(path).is_dir():
+        return _load_folder(Path(path), tuple(overrides))
     file = build(_File, read_yaml(path, "sweep", "see configs/sweeps/ for examples"), path)
     if not file.config:
         raise UserError(f"{path} must name a configuration: 'config: configs/caption_art.yaml'")
@@ -99,6 +109,67 @@ def load_sweep(path: str, overrides: Sequence[str] = ()) -> Sweep:
     if len(set(settings)) < len(settings):
         raise UserError(f"{path} has the same run twice; each needs settings of its own")
     return Sweep(path, name, file.config, file.parallel, settings)
+
+
+def record_sweep(folder: Path, plan: Sweep) -> None:
+    """Note in the sweep's folder what its runs are."""
+    write_json(record_of(folder), {
+        "file": os.path.abspath(plan.path), "parallel": plan.parallel,
+        "runs": [{"run": str(one.run.path), "overrides": list(one.overrides),
+                  "config": os.path.abspath(one.config)} for one in plan.members()]}, indent=1)
+
+
+def record_of(folder: Path) -> Path:
+    """Where `record_sweep` writes."""
+    return folder / "sweep.json"
+
+
+def is_member(run: RunDir) -> bool:
+    """Whether a run lies in the folder of a sweep that knows it.
+
+    Raises:
+        UserError: the sweep's record is damaged.
+    """
+    folder = run.path.resolve().parent
+    return record_of(folder).exists() and run.name in (
+        Path(row["run"]).name for row in _read_record(folder)["runs"])
+
+
+def _load_folder(folder: Path, overrides: Tuple[str, ...] = ()) -> Sweep:
+    """The sweep of a folder, which may have been moved or copied since it was submitted."""
+    said = _read_record(folder)
+    members = (_recorded_member(folder, row, overrides) for row in said["runs"])
+    submitted = tuple(one for one in members if one.config)
+    if not submitted:
+        raise UserError(f"{folder}: none of its runs has a configuration; name the sweep's file")
+    return Sweep(said["file"], folder.resolve().name, "", said["parallel"], (), submitted)
+
+
+def _read_record(folder: Path) -> Dict[str, Any]:
+    path = record_of(folder)
+    if not path.exists():
+        raise UserError(f"{folder} is no folder of a sweep: it has no {path.name}; name the "
+                        "sweep's file")
+    said = {"parallel": 0, **read_json_object(path)}
+    if not (isinstance(said.get("file"), str) and isinstance(said["parallel"], int)
+            and isinstance(said.get("runs"), list) and all(map(_is_recorded, said["runs"]))):
+        raise UserError(f"{path} is not as 'launch.py sweep' wrote it; name the sweep's file")
+    return said
+
+
+def _is_recorded(row: Any) -> bool:
+    return (isinstance(row, dict) and isinstance(row.get("run"), str)
+            and isinstance(row.get("config", ""), str) and isinstance(row.get("overrides"), list)
+            and all(isinstance(word, str) for word in row["overrides"]))
+
+
+def _recorded_member(folder: Path, row: Dict[str, Any], overrides: Tuple[str, ...]) -> Member:
+    """With the configuration it was submitted with; one that never was, with the sweep's."""
+    run = RunDir(folder / Path(row["run"]).name)
+    frozen = run.submitted_config()
+    if frozen:
+        return Member(run, overrides, str(frozen))
+    return Member(run, (*row["overrides"], *overrides), row.get("config", ""))
 
 
 def is_asked(member: Member, only: Optional[Sequence[str]]) -> bool:

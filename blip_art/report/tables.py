@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
+from blip_art.data.progress import progress
 from blip_art.errors import UserError
 from blip_art.files import PathLike, RunDir, read_jsonl, write_json, write_text
 from blip_art.report.choice import is_many
@@ -47,8 +48,10 @@ def read_runs(folders: Iterable[PathLike]) -> List[Run]:
     paths = {Path(folder).resolve(): Path(folder) for folder in folders}
     if not paths:
         raise UserError("no run folder given; name at least one, for example runs/demo")
+    named = list(zip(paths.values(), _names(list(paths))))
+    # Score files of an older version have no summaries: they are read whole, once.
     return [_read_run(RunDir(path), name)
-            for path, name in zip(paths.values(), _names(list(paths)))]
+            for path, name in progress(named, "reading runs", "runs", delay_s=2.0)]
 
 
 def metric_names(runs: Sequence[Run], split: str) -> List[str]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 from collections import Counter
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from blip_art.errors import UserError
 from blip_art.files import PathLike
+from blip_art.own_folder import own_folder
 from blip_art.score import corenlp, java, paraphrases
 from blip_art.score.answers import Answers
 from blip_art.score.claims import Claims
@@ -72,8 +72,10 @@ class Engine:
             parses or environ.get("BLIP_ART_PARSES") or self._cache / FILE_NAME).expanduser()
         """Where parses are remembered."""
         # A job's cache is read-only; it remembers parses where it can write.
-        compiled = (_writable(self._cache / "compiled")
-                    or _writable(self.parses_file.parent / "compiled"))
+        home = Path(environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+        compiled = (_take_own(self._cache / "compiled")
+                    or _take_own(self.parses_file.parent / "compiled")
+                    or _take_own(home / "blip_art_compiled"))
         self._setup = replace(java.java_setup(java_home, heap_mb, threads, environ),
                               compiled=compiled)
         self._stored: Optional[ParseCache] = None
@@ -267,13 +269,12 @@ class JavaParser:
         self._engine.parse_in_java(texts, on_parsed)
 
 
-def _writable(folder: Path) -> str:
-    """The folder, made if it was not there; '' where that is not possible."""
-    with contextlib.suppress(OSError):
-        folder.mkdir(exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return str(folder)
-    return ""
+def _take_own(folder: Path) -> str:
+    """The folder, made if it was not there; '' where that is not possible.
+
+    What lies there is run, so it must be this user's: caches may be shared with others.
+    """
+    return str(folder) if own_folder(folder) and os.access(folder, os.W_OK) else ""
 
 
 def _parse_limit_s(text: str) -> float:

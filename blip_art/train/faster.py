@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from blip_art.errors import UserError
 from blip_art.model.captioner import BlipCaptioner
 from blip_art.model.linear import Forwards, trained_linears
+from blip_art.own_folder import own_folder
 
 # Texts are padded to multiples of it, so that few lengths are compiled.
 COMPILED_LENGTH = 8
@@ -32,7 +34,8 @@ def faster_steps(model: BlipCaptioner, backend: str, dtype: torch.dtype | None,
             GPUs it was never tried.
 
     Raises:
-        UserError: torch has no such backend, it lacks a compiler, or it cannot do without graphs.
+        UserError: torch has no such backend, it lacks a compiler, or it cannot do without graphs,
+            or what it compiles is kept in a folder of another user's.
     """
     if not backend:
         return trained_linears(model) if dtype is None else {}
@@ -48,8 +51,18 @@ def faster_steps(model: BlipCaptioner, backend: str, dtype: torch.dtype | None,
         raise UserError(f"train.compile=inductor needs a C compiler ({' or '.join(compilers)}), "
                         "and there is none here"
                         + ("; train.compile=cudagraphs needs none" if graphs else ""))
+    _check_cache()
     record = backend == "inductor" and graphs and next(model.parameters()).is_cuda
     options: Any = {"triton.cudagraphs": True} if record else None
     halves: tuple[Any, ...] = (model.visual_encoder, model.text_decoder.bert.encoder)
     return {half: torch.compile(half.forward, backend=backend, dynamic=False, options=options)
             for half in halves}
+
+
+def _check_cache() -> None:
+    """torch runs what lies in /tmp/torchinductor_USER, whoever has put it there."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # slow, for this alone
+
+    if not own_folder(Path(default_cache_dir())):
+        raise UserError(f"train.compile keeps code in {default_cache_dir()}, which is not yours; "
+                        "set TMPDIR to a folder that is")

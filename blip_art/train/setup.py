@@ -84,6 +84,10 @@ def open_run(run: RunDir, config: Config, resume: bool, world: World) -> None:
                 raise UserError(f"{run.path} already has a checkpoint; add --resume to go on, or "
                                 "choose another --run")
             _refuse_changes(run, config, world)
+        elif run.saved_epochs() and is_finished(run):
+            raise UserError(f"{run.path} is finished and its checkpoints are gone ('launch.py "
+                            "clean' removes them): there is nothing to go on with; choose another "
+                            "--run to train again")
         elif run.predicted() or run.saved_epochs():
             raise UserError(f"{run.path} has captions or weights but no checkpoint, so they are "
                             "not this training's; choose another --run, or delete it")

@@ -53,6 +53,8 @@ def up() -> None:
     check_machine()
     for name in ("", "conf", "log", "run", "spool"):
         (STATE / name).mkdir(parents=True, exist_ok=True, mode=0o755)
+        if STATE.lstat().st_uid != os.geteuid():  # it lies where everybody can make folders
+            raise Missing(f"{STATE} is another user's: remove it, or set BLIP_ART_CLUSTER")
     make_user()
     _name_nodes()
     if _configure():

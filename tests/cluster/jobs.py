@@ -65,6 +65,12 @@ class Runs:
         ids = ",".join(job.job_id for job in read_jobs(run))
         self.cluster.wait(lambda: not self.queue("-j", ids), timeout, f"the end of {ids}")
 
+    def scratch_folders(self, run: RunDir, *folders: Path) -> list[Path]:
+        """What its jobs, of no array, have in the nodes' folders for temporary files."""
+        names = {f"blip_art-{self.cluster.user.pw_name}-{job.job_id}" for job in read_jobs(run)}
+        return [path for folder in folders for path in folder.glob("blip_art-*")
+                if path.name.partition(".")[0] in names]
+
     def queue(self, *words: str) -> list[str]:
         """'ID STATE' of jobs that wait or run."""
         done = self.cluster.run(["squeue", "--noheader", "--array", "--format=%i %T", *words])

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ def undisturbed(runs: Runs) -> RunDir:
 
 def test_training_is_scored_beside_it_and_reported(runs: Runs, undisturbed: RunDir) -> None:
     runs.wait_until_gone(undisturbed)
+    assert runs.scratch_folders(undisturbed, Path("/tmp")) == []
     assert len(undisturbed.scored()) == len(undisturbed.predicted()) == EPOCHS, runs.said(
         undisturbed)
     assert set(read_json(undisturbed.scores("val", 0))["metrics"]) >= {"SPICE", "METEOR", "CIDEr"}
@@ -56,6 +59,7 @@ def test_a_signal_saves_and_queues_again(runs: Runs, undisturbed: RunDir, nth: i
     runs.cluster.run(["scancel", "--signal=USR2", runs.job(run)])
     goes_on_as_if_undisturbed(runs, run, undisturbed)
     runs.wait_until_gone(run)
+    assert runs.scratch_folders(run, Path("/tmp")) == []
     assert len(run.scored()) == EPOCHS, runs.said(run)
     assert (run.path / "report" / "index.html").exists()
 
@@ -102,12 +106,17 @@ def goes_on_as_if_undisturbed(runs: Runs, run: RunDir, undisturbed: RunDir) -> N
 
 
 def test_two_nodes_train_as_one_also_when_they_are_stopped(runs: Runs) -> None:
-    run = runs.train("nodes", "--nodes", "2", "train.epochs=4")
+    scratch = runs.cluster.home / "scratch"
+    run = runs.train("nodes", "--nodes", "2", "train.epochs=4",
+                     scratch=f"{scratch}/of_$SLURMD_NODENAME")
     runs.wait_for_checkpoint(run)
+    assert len(runs.scratch_folders(run, *scratch.iterdir())) == 2
     # As before a time limit: the batch script alone hears it.
     runs.cluster.run(["scancel", "--batch", "--signal=USR2", runs.job(run)])
     runs.wait(run)
     assert runs.starts(run) == 2, runs.said(run)
+    runs.wait_until_gone(run)
+    assert runs.scratch_folders(run, *scratch.iterdir()) == []
     assert read_json(run.manifest)["ranks"] == 8
     alone = runs.train("nodes_alone", "--gpus", "8", "train.epochs=4", gpus_per_node=8, gres="")
     runs.wait(alone)
@@ -120,13 +129,27 @@ def test_a_task_a_gpu_gives_the_same_weights(runs: Runs, undisturbed: RunDir) ->
     assert last_weights(run) == last_weights(undisturbed)
 
 
-def test_a_cancelled_run_stays_cancelled(runs: Runs) -> None:
-    run = runs.train("cancelled", "train.epochs=50")
+def test_a_cancelled_run_stays_cancelled_until_it_is_resumed(runs: Runs,
+                                                             undisturbed: RunDir) -> None:
+    run = runs.train("cancelled")
     runs.wait_for_checkpoint(run)
-    runs.cluster.run(["scancel", runs.job(run)])
-    runs.wait_until_gone(run)
-    assert state_of(run) == "stopped"
-    assert "not queued again" in runs.said(run)
+    first = runs.job(run)
+    assert f"cancelled train job {first}" in runs.cluster.launch(
+        "cancel", run.path, cwd=runs.folder).stdout
+    resumed = runs.cluster.launch("resume", run.path, cwd=runs.folder)
+    assert f"1 job ended but not yet on all nodes ({first})" in resumed.stderr, resumed
+    waits = runs.cluster.run(["squeue", "-h", "-j", runs.job(run), "-o", "%E"])
+    assert f"afterany:{first}" in waits.stdout or not runs.queue("-j", first)
+    copy = RunDir(runs.folder / "runs" / "copy of cancelled")
+    runs.cluster.run(["cp", "-r", run.path, copy.path])
+    assert "no job of it" in runs.cluster.launch("cancel", copy.path, cwd=runs.folder).stdout
+    resumed = runs.cluster.launch("resume", copy.path, "--time", "30", cwd=runs.folder)
+    assert resumed.returncode == 0, resumed.stderr
+    for one in (run, copy):
+        goes_on_as_if_undisturbed(runs, one, undisturbed)
+        assert "not queued again" in runs.said(one)
+        runs.wait_until_gone(one)
+        assert runs.scratch_folders(one, Path("/tmp")) == []
 
 
 def test_a_sweep_is_an_array_that_is_submitted_once(runs: Runs) -> None:
@@ -157,7 +180,7 @@ def test_a_sweep_is_an_array_that_is_submitted_once(runs: Runs) -> None:
     finished = [run for run in members if state_of(run) == "finished"]
     assert len(finished) == 5, runs.said(members[1])
     assert all(run.scored() for run in finished)
-    third = runs.launch(*words)
+    third = runs.launch("sweep", runs.folder / "runs/six", "--gpus", "2")
     assert "6 runs; 1 to submit, 0 in the queue, 5 trained" in third.stderr, third.stderr
     runs.wait(broken)
 
@@ -200,7 +223,8 @@ def by_hand(runs: Runs, *words: str | Path) -> None:
     done = cluster.run(["sbatch", "--cpus-per-task=2", "--mem=8G", "--time=10", *words],
                        cluster.checkout,
                        {"CONTAINER": daemons.CONTAINER, "SIF": str(cluster.image),
-                        "OVERLAY": str(cluster.overlay), "BLIP_ART_DEVICE": "cpu"})
+                        "OVERLAY": str(cluster.overlay), "BLIP_ART_DEVICE": "cpu",
+                        "SCRATCH": str(cluster.home / "by_hand")})
     assert done.returncode == 0, done.stderr
 
 
@@ -221,6 +245,7 @@ def test_sbatch_by_hand_uses_the_same_run_folder(runs: Runs) -> None:
     by_hand(runs, "--wait", "--partition=cpu", "--array=0-1", "slurm/prepare.sbatch", references)
     by_hand(runs, "--wait", "--partition=cpu", "slurm/score.sbatch", "runs/by_hand")
     assert run.scores("val", 0).exists()
+    assert list((runs.cluster.home / "by_hand").iterdir()) == []
     # Scored first, with all references: what was parsed ahead was found where scoring looks.
     parsed = read_json(run.floor_scores("val"))["parsed"]
     assert parsed["texts"] > 2 > parsed["new"]
@@ -309,24 +334,64 @@ def test_a_disk_that_fills_costs_what_was_not_saved(runs: Runs, undisturbed: Run
         runs.cluster.as_root(["umount", "--lazy", str(disk)])
 
 
-def test_two_hundred_runs_are_submitted_with_three_calls(runs: Runs) -> None:
+def test_two_hundred_runs_are_submitted_with_four_calls(runs: Runs) -> None:
     counted = runs.folder / "bin"
     counted.mkdir(exist_ok=True)
-    log = runs.folder / "calls"
+    log, arrays = runs.folder / "calls", runs.folder / "arrays"
     for name in ("sbatch", "squeue", "sacct", "scontrol", "scancel"):
         script = counted / name
-        script.write_text(f'#!/bin/sh\necho {name} >> {log}\nexec /usr/bin/{name} "$@"\n')
+        script.write_text(f'#!/bin/sh\necho {name} >> {log}\n[ "$*" = "show config" ] && '
+                          f'[ -e {arrays} ] && exec cat {arrays}\nexec /usr/bin/{name} "$@"\n')
         script.chmod(0o755)
     sweep = runs.folder / "many.yaml"
     sweep.write_text(f"config: mini/config.yaml\nseeds: {json.dumps(list(range(200)))}\n")
     runs.own(runs.folder)
     path = f"{counted}:{runs.cluster.environment()['PATH']}"
-    done = runs.cluster.launch("sweep", sweep, "--cluster", "slurm", "--site", runs.cluster.site,
-                               cwd=runs.folder, env={"PATH": path})
-    try:
+
+    def submit(*words: str) -> str:
+        done = runs.cluster.launch("sweep", sweep, "--cluster", "slurm", "--site",
+                                   runs.cluster.site, *words, cwd=runs.folder, env={"PATH": path})
         assert done.returncode == 0, done.stderr
-        assert log.read_text().split() == ["sbatch"] * 3
+        return done.stderr
+
+    try:
+        submit()
+        assert log.read_text().split() == ["scontrol", *["sbatch"] * 3]
+        cancel_sweep(runs)
+        larger_sweeps_go_in_portions(runs, submit, arrays)
     finally:
-        for stage in ("train", "score", "collect"):
-            runs.cluster.run(["scancel", f"--name={stage}-many"])
-    runs.cluster.wait(lambda: not runs.queue("-n", "train-many"), 120, "the end of the sweep")
+        cancel_sweep(runs)
+
+
+def cancel_sweep(runs: Runs) -> None:
+    for stage in ("train", "score", "collect"):
+        runs.cluster.run(["scancel", f"--name={stage}-many"])
+    runs.cluster.wait(lambda: not runs.queue("-n", "train-many,score-many,collect-many"), 120,
+                      "the end of the sweep")
+
+
+def larger_sweeps_go_in_portions(runs: Runs, submit: Callable[..., str], arrays: Path) -> None:
+    arrays.write_text("MaxArraySize            = 80\n")
+    before = runs.cluster.run(["sbatch", "--parsable", "--hold", "--partition=cpu", "--time=1",
+                               "--output=/dev/null", "--wrap=true"]).stdout.strip()
+    said = submit("--after", before, "--mail=me@localhost")
+    numbers = dict(re.findall(r"([\w.]+) (\d+)", said.split("submitted: ")[1].split("\n")[0]))
+    assert list(numbers) == ["train.1", "train.2", "train.3", "score.1", "score.2", "score.3",
+                             "collect"]
+    held = runs.queue("-t", "PENDING", "-n", "train-many")
+    assert len(held) == 200
+    shown = runs.cluster.run(["scontrol", "show", "job", numbers["train.2"]]).stdout
+    assert f"Dependency=afterok:{before}(unfulfilled)" in shown
+    assert "MailUser=me@localhost MailType=FAIL" in shown
+    shown = runs.cluster.run(["scontrol", "show", "job", numbers["score.3"]]).stdout
+    assert f"Dependency=aftercorr:{numbers['train.3']}_*(unfulfilled)" in shown
+    cancel_sweep(runs)
+    limit = ["sacctmgr", "-i", "modify", "user", daemons.USER, "set"]
+    assert runs.cluster.as_root([*limit, "maxsubmitjobs=52"]).returncode == 0
+    try:
+        said = submit("--after", before)  # which waits, too
+        assert "175 of 200 runs are not submitted yet: you may have 52 jobs" in said
+        assert len(runs.queue("-n", "train-many,score-many,collect-many")) == 51
+    finally:
+        runs.cluster.as_root([*limit, "maxsubmitjobs=-1"])
+        runs.cluster.run(["scancel", before])

@@ -1,0 +1,58 @@
+# shellcheck shell=bash
+# Usage: source singularity/scratch.sh     the folder on the node that a job has for temporary files
+#
+# Environment: SCRATCH ($TMPDIR, /tmp), where it is made. Other users can often write there, too,
+# and the numbers of jobs are easy to guess: a folder is used, and removed, only if it is this
+# user's and nobody else can write into it.
+
+# SCRATCH as it is on this node: some names are known here only ($TMPDIR, $SLURM_JOB_ID).
+expand_scratch() {
+    local scratch=${SCRATCH:-${TMPDIR:-/tmp}} name
+    while [[ $scratch =~ \$\{?([A-Za-z_][A-Za-z_0-9]*)\}? ]]; do
+        name=${BASH_REMATCH[1]}
+        if [[ -z ${!name:-} ]]; then
+            echo "error: SCRATCH is $scratch and $(hostname) has no $name" >&2
+            return 2
+        fi
+        scratch=${scratch/"${BASH_REMATCH[0]}"/"${!name}"}
+    done
+    echo "$scratch"
+}
+
+name_scratch_folder() {
+    echo "blip_art-${USER:-$(id -un)}-${SLURM_JOB_ID:-$$}"
+}
+
+# Whether $1 is a folder of this user into which nobody else can write.
+is_own_folder() {
+    [[ -d $1 && ! -L $1 && -O $1 ]] && ! ((8#$(stat -c %a "$1") & 8#022))
+}
+
+# Prints $1, which is made unless it is there, or a new folder beside it where $1 cannot be trusted.
+take_folder() {
+    if mkdir -m 700 "$1" 2>/dev/null || is_own_folder "$1"; then
+        echo "$1"
+    else
+        mktemp -d "$1.XXXXXX"
+    fi
+}
+
+# Whether no other user can have made the folder $1, or put another one in its place.
+is_safe_place() {
+    local path above
+    for path in "$(realpath -s "$1")" "$(realpath "$1")"; do  # as it is named, and behind links
+        while [[ $path ]]; do
+            above=${path%/*}
+            # In a folder that is open to all the first one to use a name has it; where that folder
+            # is not sticky, everybody can also rename what lies in it.
+            ! is_open_to_all "$path" || [[ -k $path ]] || return 1
+            ! is_open_to_all "${above:-/}" ||
+                [[ $(stat -c %u "$path") == @(0|"$EUID") ]] || return 1
+            path=$above
+        done
+    done
+}
+
+is_open_to_all() {
+    ((8#$(stat -L -c %a "$1") & 8#002))
+}

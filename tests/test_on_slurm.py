@@ -158,6 +158,7 @@ def test_a_cancelled_run_is_submitted_again_behind_its_own_end(
     write_json(RunDir("runs/a").jobs, [{**asdict(job), "user": "me"}])
     assert "cancelled train job 7 (completing)" in launch("cancel", "runs/a")
     write_text("runs/a/code/blip_art/errors.py", "# as it was\n")
+    assert "the checkout's are used" in launch("resume", "runs/a", "--dry-run")
     said = launch("resume", "runs/a", "--time", "77", "--code", "frozen")
     assert "1 job ended but not yet on all nodes (7)" in said
     assert "1 file of the code changed since" in said

@@ -54,7 +54,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
             ("partition", "NAME", "another partition than before"),
             ("account", "NAME", "another account than before")):
         resume.add_argument(f"--{option}", metavar=metavar, default="", help=text)
-    resume.add_argument("--time", metavar="MIN", type=_minutes, default="",
+    resume.add_argument("--time", metavar="MIN", type=_minutes,
                         help="another time limit of the GPU jobs, in minutes")
     resume.add_argument("--code", choices=("checkout", "frozen"), default="checkout",
                         help="the code as it is in the checkout now (default; what has changed "
@@ -201,7 +201,7 @@ def run_resume(args: argparse.Namespace) -> int:
         runs, settled = _settled(args.runs, runs, slurm)
         for line in settled:
             print(line)
-    changes = Changes(args.site, args.partition, args.account, args.time,
+    changes = Changes(args.site, args.partition, args.account, args.time or "",
                       "frozen" if args.code == "frozen" else "", args.dry_run)
     return resume(runs, slurm, changes)
 

@@ -171,6 +171,14 @@ def test_a_job_that_starts_before_its_answer_finds_what_it_runs(slurm: FakeSlurm
     assert link.exists()
 
 
+def test_a_job_that_has_started_is_found_without_a_queue(slurm: FakeSlurm) -> None:
+    slurm.put("squeue", SILENT)
+    # As job.sh does on the node.
+    link = 'ln -s "$(basename "${1%.sh}")_0.pkl" "$(dirname "$1")/${n}_submitted.pkl"\n'
+    slurm.put_once("sbatch", 1, SUBMIT + link + LOST, SUBMIT + ANSWER)
+    assert submit_training()["train"] == "11"
+
+
 KILLED = """\
 import sys; sys.path.insert(0, sys.argv[1])
 from tests.test_lost_answers import submit_training

@@ -192,7 +192,7 @@ def settle(folder: Path, slurm: Slurm, give_up: bool = False,
     found = slurm.find_scripts([one.name for one in open_ones])
     lines, over = [], []
     for one in open_ones:
-        number = one.job_id or found.get(one.name) or _started(folder, one.name)
+        number = one.job_id or found.get(one.name) or started_job(pickles_of(folder), one.name)
         where = f"{folder.parent}: {one.stage} job {number}"
         if number and one.withdrawn:
             over.append((one, number))
@@ -220,9 +220,10 @@ def settle(folder: Path, slurm: Slurm, give_up: bool = False,
     return lines
 
 
-def _started(folder: Path, name: str) -> str:
-    """The number of a job that has started and may be gone: its batch script has left a link."""
-    for link in pickles_of(folder).glob("*_submitted.pkl"):
+def started_job(pickles: Path, name: str) -> str:
+    """The number of a submission's job that has started, and may have ended: its batch script has
+    left a link. '' for none."""
+    for link in pickles.glob("*_submitted.pkl"):
         if link.is_symlink() and os.readlink(link).startswith(f"{name}_"):
             return link.name.partition("_")[0]
     return ""

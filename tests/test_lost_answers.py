@@ -77,12 +77,13 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     return fake
 
 
-def submit_training(name: str = "art") -> dict[str, str]:
+def submit_training(name: str = "art", cluster: str = "") -> dict[str, str]:
     """A training, its follower, scores and a report."""
     Path("mine.yaml").write_text("partition: gpu\ncontainer: ''\n")
     site, run = load_site("mine.yaml"), RunDir(f"runs/{name}")
     stages = train_stages(slurm_place(site, run.code), run, "a.yaml")
-    return submit(stages, Submission(site, run.code, run.slurm, ("train", "a.yaml")))
+    return submit(stages, Submission(site, run.code, run.slurm, ("train", "a.yaml"),
+                                     cluster=cluster))
 
 
 def pickles(run: RunDir) -> list[str]:
@@ -236,6 +237,21 @@ def test_what_never_came_is_forgotten(slurm: FakeSlurm) -> None:
     assert read_pending(folder) == [pending.__class__(**{**vars(pending), "withdrawn": True})]
     assert "never had" in settle(folder, Slurm(), now=pending.began + FORGOTTEN_S + 1)[0]
     assert not RunDir("runs/art").pending.exists()
+
+
+def test_what_was_sent_to_another_cluster_is_left_to_it(slurm: FakeSlurm) -> None:
+    slurm.put("sbatch", SUBMIT + LOST)
+    slurm.put("squeue", SILENT)
+    with pytest.raises(Unknown):
+        submit_training(cluster="one")
+    folder = RunDir("runs/art").slurm
+    [pending] = read_pending(folder)
+    slurm.put("squeue", "cat queue\n")
+    slurm.put("scontrol", "echo 'ClusterName = two'\n")
+    assert "on cluster one" in settle(folder, Slurm(), now=pending.began + 2 * FORGOTTEN_S)[0]
+    assert read_pending(folder)
+    slurm.put("scontrol", "echo 'ClusterName = one'\n")
+    assert "job 11 is cancelled" in settle(folder, Slurm())[0]
 
 
 def test_a_refused_job_leaves_nothing_and_is_not_looked_for(slurm: FakeSlurm) -> None:

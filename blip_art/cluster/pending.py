@@ -49,6 +49,11 @@ class Pending:
     job_id: str = ""
     """The number of a job that could not be cancelled yet; it is recorded already."""
 
+    @property
+    def cluster(self) -> str:
+        """Where it was sent to; '' where that is not known."""
+        return self.jobs[0][1].cluster if self.jobs else ""
+
 
 def new_name(stage: str) -> str:
     """A name for a submission that no other has."""
@@ -189,9 +194,14 @@ def settle(folder: Path, slurm: Slurm, give_up: bool = False,
     open_ones = read_pending(folder)
     if not open_ones:
         return []
+    cluster = slurm.cluster_name() if any(one.cluster for one in open_ones) else ""
     found = slurm.find_scripts([one.name for one in open_ones])
     lines, over = [], []
     for one in open_ones:
+        if cluster and one.cluster not in ("", cluster):
+            lines.append(f"{folder.parent}: the submission of a {one.stage} job was interrupted on "
+                         f"cluster {one.cluster}; 'launch.py status' looks for it there")
+            continue
         number = one.job_id or found.get(one.name) or started_job(pickles_of(folder), one.name)
         where = f"{folder.parent}: {one.stage} job {number}"
         if number and one.withdrawn:

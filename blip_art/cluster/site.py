@@ -82,7 +82,8 @@ class Site:
     parses: str = limited("../../.cache/blip_art/parses.sqlite", path=True)
     """What SPICE has parsed, for all runs; on a file system that all nodes see."""
     scratch: str = limited("/tmp", path=True)
-    """Folder on the node for temporary files; $TMPDIR or $SLURM_JOB_ID in it are the node's."""
+    """Folder on the node for temporary files; $TMPDIR or $SLURM_JOB_ID in it are the node's. A job
+    has a folder of its own in there, which is removed at its end."""
     binds: Tuple[str, ...] = ()
     """Folders the image must see beside the working directory: source[:target[:ro]]."""
     modules: Tuple[str, ...] = ()

@@ -106,17 +106,17 @@ def goes_on_as_if_undisturbed(runs: Runs, run: RunDir, undisturbed: RunDir) -> N
 
 
 def test_two_nodes_train_as_one_also_when_they_are_stopped(runs: Runs) -> None:
-    scratch = runs.cluster.home / "scratch"
+    scratch = [runs.cluster.scratch / node for node in ("v100-1", "v100-2")]
     run = runs.train("nodes", "--nodes", "2", "train.epochs=4",
-                     scratch=f"{scratch}/of_$SLURMD_NODENAME")
+                     scratch=f"{runs.cluster.scratch}/$SLURMD_NODENAME")
     runs.wait_for_checkpoint(run)
-    assert len(runs.scratch_folders(run, *scratch.iterdir())) == 2
+    assert len(runs.scratch_folders(run, *scratch)) == 2
     # As before a time limit: the batch script alone hears it.
     runs.cluster.run(["scancel", "--batch", "--signal=USR2", runs.job(run)])
     runs.wait(run)
     assert runs.starts(run) == 2, runs.said(run)
     runs.wait_until_gone(run)
-    assert runs.scratch_folders(run, *scratch.iterdir()) == []
+    assert runs.scratch_folders(run, *scratch) == []
     assert read_json(run.manifest)["ranks"] == 8
     alone = runs.train("nodes_alone", "--gpus", "8", "train.epochs=4", gpus_per_node=8, gres="")
     runs.wait(alone)
@@ -226,7 +226,7 @@ def by_hand(runs: Runs, *words: str | Path) -> None:
                        cluster.checkout,
                        {"CONTAINER": daemons.CONTAINER, "SIF": str(cluster.image),
                         "OVERLAY": str(cluster.overlay), "BLIP_ART_DEVICE": "cpu",
-                        "SCRATCH": str(cluster.home / "by_hand")})
+                        "SCRATCH": str(cluster.scratch / "by_hand")})
     assert done.returncode == 0, done.stderr
 
 
@@ -247,7 +247,7 @@ def test_sbatch_by_hand_uses_the_same_run_folder(runs: Runs) -> None:
     by_hand(runs, "--wait", "--partition=cpu", "--array=0-1", "slurm/prepare.sbatch", references)
     by_hand(runs, "--wait", "--partition=cpu", "slurm/score.sbatch", "runs/by_hand")
     assert run.scores("val", 0).exists()
-    assert list((runs.cluster.home / "by_hand").iterdir()) == []
+    assert list((runs.cluster.scratch / "by_hand").iterdir()) == []
     # Scored first, with all references: what was parsed ahead was found where scoring looks.
     parsed = read_json(run.floor_scores("val"))["parsed"]
     assert parsed["texts"] > 2 > parsed["new"]

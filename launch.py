@@ -33,7 +33,8 @@ examples:
   ./launch.py train configs/caption_art.yaml --cluster slurm --site configs/sites/mine.yaml
   ./launch.py sweep configs/sweeps/lr.yaml --cluster slurm     again: what is missing or failed
   ./launch.py status; ./launch.py logs -f runs/caption_art; ./launch.py cancel runs/caption_art
-  ./launch.py image build; ./launch.py overlay build; ./launch.py fetch; ./launch.py doctor --job
+  ./launch.py site init; ./launch.py image build; ./launch.py overlay build; ./launch.py fetch
+  ./launch.py doctor --job; ./launch.py shell --gpus 1; ./launch.py clean
 
 Every stage reads and writes files in a run folder (runs/NAME) and can be run alone.
 Commands end with 0 (done), 1 (failed), 2 (your input: one line says how to fix it)

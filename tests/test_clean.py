@@ -125,6 +125,18 @@ def test_what_is_being_scored_or_trained_is_left_alone(tmp_path: Path) -> None:
     assert run.last_checkpoint.exists()
 
 
+def test_code_that_a_process_imports_stays(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "art")
+    captioning = subprocess.Popen(["sleep", "60"], env={"PYTHONPATH": str(run.code)})
+    try:
+        found = survey([run], slurm(), KINDS)
+    finally:
+        captioning.kill()
+        captioning.wait()
+    assert not found.items
+    assert found.kept[0][1] == "a process works in it"
+
+
 def test_links_are_not_followed(tmp_path: Path) -> None:
     run, other = make_run(tmp_path / "art"), make_run(tmp_path / "other")
     remove(survey([run], slurm(), ["code"]).items)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -51,6 +52,15 @@ class Day(Runs):
 @pytest.fixture(scope="module")
 def day(cluster: Cluster) -> Day:
     return Day(cluster)
+
+
+@pytest.fixture(scope="module")
+def alone(day: Day) -> RunDir:
+    """A run that has finished and is not scored."""
+    run = day.train("alone", "train.epochs=1")
+    day.wait(run)
+    day.wait_until_gone(run)
+    return run
 
 
 @pytest.mark.parametrize("layout", ["node", "gpu"])
@@ -126,10 +136,8 @@ def ranks_of(run: RunDir) -> list[int]:
     return found
 
 
-def test_status_does_without_accounts_and_without_a_controller(day: Day) -> None:
-    run = day.train("alone", "train.epochs=1")
-    day.wait(run)
-    day.wait_until_gone(run)
+def test_status_does_without_accounts_and_without_a_controller(day: Day, alone: RunDir) -> None:
+    run = alone
     bin = day.folder / "bin"
     bin.mkdir()
     (bin / "squeue").symlink_to("/usr/bin/squeue")
@@ -141,6 +149,47 @@ def test_status_does_without_accounts_and_without_a_controller(day: Day) -> None
     row = day.row(run, SLURM_CONF=str(dead))
     assert row["state"] == "finished"
     assert "controller does not answer" in row["notes"][0]
+
+
+def test_a_profile_is_written_and_a_shell_runs_on_a_node(day: Day) -> None:
+    profile = day.folder / "own.yaml"
+    assert "./launch.py doctor" in day.say("site", "init", "-o", profile)
+    assert "there is a profile at" in day.say("site", "init", "-o", profile, code=2)
+    places = {"image": day.cluster.image, "overlay": day.cluster.overlay}
+    profile.write_text("".join(
+        f"{key}: {places[key]}\n" if (key := line.partition(":")[0]) in places else line
+        for line in profile.read_text().splitlines(keepends=True)))
+    assert "fail |" not in day.say("doctor", "--site", profile)
+    inside = ("import os, sys, torch, pycocoevalcap; print(os.environ['SLURM_JOB_NODELIST'], "
+              "os.environ['CUDA_VISIBLE_DEVICES'], os.getcwd()); sys.exit(3)")
+    said = day.say("shell", "--gpus", "2", "--time", "5", "--port", "8123", "--site", profile,
+                   "--", "python3", "-c", inside, code=3)
+    assert f" 0,1 {day.folder}\n" in said
+    node = said.partition(" ")[0]
+    assert f"ssh -N -L 8123:{node}:8123 {day.cluster.user.pw_name}@" in said
+    # With a terminal, as people use it.
+    words = [day.cluster.python, day.cluster.checkout / "launch.py", "shell", "--cpu", "--site",
+             profile, "--", "tty"]
+    typed = day.cluster.run(["script", "-qec", shlex.join(map(str, words)), "/dev/null"],
+                            cwd=day.folder)
+    assert "/dev/pts/" in typed.stdout
+    assert not [path for path in Path("/tmp").glob("blip_art-shell.*")
+                if path.owner() == day.cluster.user.pw_name]
+
+
+def test_a_clean_run_is_still_scored(day: Day, alone: RunDir) -> None:
+    said = day.say("clean", alone.path)
+    for kind in ("checkpoints", "code", "pickles"):
+        assert f"{kind}: " in said
+    assert alone.last_checkpoint.exists()
+    assert "removed " in day.say("clean", alone.path, "--yes")
+    assert not alone.saved_checkpoints()
+    assert not alone.code.exists()
+    assert day.row(alone)["state"] == "finished"
+    assert day.launch("score", "--run", alone.path).returncode == 0
+    assert "job" in day.say("clean", alone.path)  # which keeps all of it
+    day.cluster.wait(alone.scores("val", 0).exists, 240, day.said(alone))
+    day.wait_until_gone(alone)
 
 
 def test_a_run_that_died_before_it_wrote_is_explained(day: Day) -> None:

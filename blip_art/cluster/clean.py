@@ -44,7 +44,7 @@ KINDS: Dict[str, Kind] = {
     "scratch": Kind("scratch folders of jobs that are gone, on this machine", "nothing"),
     "weights": Kind("weights of epochs that are neither the best nor the last", "these weights: "
                     "no other captions can be made with them")}
-_PICKLE = re.compile(r"\d[\d_]*_(submitted|result)\.pkl")
+_PICKLE = re.compile(r"\d[\d_]*_(submitted|result)\.pkl|[a-z]+-[0-9a-f]{16}_\d+\.pkl")
 _TEMPORARY = re.compile(
     r"\.((last|previous)\.pt|epoch_\d+\.safetensors|\w+\.jsonl?|config\.yaml|output\.txt|"
     r"wrapper(_\d+)?\.sh|code)\..+\.\d+\.(tmp|old)")
@@ -167,6 +167,8 @@ def _reason(run: RunDir, live: Sequence[Live], problem: str, used: bytes) -> str
         return state.why if state.damaged else state.name or "not started"
     if live:
         return f"{live[0][1].stage} job {live[0][2].job_id} is {live[0][2].state.lower()}"
+    if run.pending.exists() or RunDir(run.path.parent).pending.exists():
+        return "the answer to a submission is still open: 'launch.py status' asks again"
     # Who makes captions here holds no lock, but imports the run's code.
     if is_alive(run) or is_held(run.scoring_lock) or os.fsencode(run.code.resolve()) in used:
         return "a process works in it"
@@ -283,7 +285,7 @@ def _files(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _alone_in(run: RunDir, is_run: bool) -> Iterator[bool]:
     """While no training, no scorer and no submission works there, and none can begin."""
-    locks = [lock for lock in (run.training_lock, run.scoring_lock, run.slurm / ".submitting")
+    locks = [lock for lock in (run.training_lock, run.scoring_lock, run.submission_lock)
              if is_run and lock.parent.is_dir()]
     with contextlib.ExitStack() as held:
         yield all(held.enter_context(taken(lock)) for lock in locks)

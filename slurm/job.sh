@@ -11,10 +11,12 @@
 # FOLDER/progress_JOBID, which a training writes as it starts, names what is to be newer. Whoever
 # follows the job finds FOLDER/ended_JOBID with its exit code, or FOLDER/again_JOBID while it waits
 # to start again. Both have the number of the start, too, and in a second line why it was not queued
-# again: 'launch.py status' and the report show that.
-# What the job runs is in FOLDER/submitit under its submission's name; launch.py deletes that when it
-# gives a submission up of which Slurm may have the job. What singularity/run.sh made in $SCRATCH is
-# removed, on every node of the job.
+# again: 'launch.py status' and the report show that. A follower does not hold its node for a job
+# that waits: it leaves FOLDER/follows_JOBID with that one's id, and is queued again here to start
+# when that one does.
+# What the job runs is in FOLDER/submitit under its submission's name; launch.py deletes that when
+# it gives a submission up of which Slurm may have the job. What singularity/run.sh made in $SCRATCH
+# is removed, on every node of the job.
 set -euo pipefail
 folder=${1:?folder of the requests} max=${2:?most restarts}
 : "${3:?command to run}" "${SLURM_JOB_ID:?run by a batch script of Slurm}"
@@ -25,6 +27,7 @@ job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 restarts=${SLURM_RESTART_COUNT:-0}
 progress=$folder/progress_$SLURM_JOB_ID idle=$folder/idle_$SLURM_JOB_ID
+follows=$folder/follows_$SLURM_JOB_ID leader=""
 most_idle=3 fair_s=${BLIP_ART_FAIR_S:-600}
 
 told="" interrupted=""
@@ -43,7 +46,7 @@ remove_scratch() {
         timeout 5 srun --overlap --export=ALL --ntasks="$SLURM_JOB_NUM_NODES" \
             --ntasks-per-node=1 --cpus-per-task=1 bash "$remove" 2>/dev/null || true
 }
-rm -f "$stop" "$request" "$progress" "$folder/ended_$job" "$folder/again_$job"
+rm -f "$stop" "$request" "$progress" "$follows" "$folder/ended_$job" "$folder/again_$job"
 ((restarts)) || rm -f "$idle"  # numbers of jobs come round again
 pickle=$folder/submitit/${job}_submitted.pkl
 if [[ ${BLIP_ART_SUBMISSION:-} && ! -e $pickle ]]; then
@@ -88,6 +91,24 @@ count_idle() {  # starts in a row, up to this one, that gave nothing new
     fi
 }
 gives_up="" counted=""
+
+comes_back() {  # whether the job that was followed is to start again, or has
+    local state="" attempt
+    for ((attempt = 1; attempt <= 60; attempt++)); do
+        if state=$(squeue --noheader --jobs="$leader" --format=%T 2>&1); then
+            case $state in
+                PENDING | REQUEUE*) return 0 ;;
+                RUNNING | CONFIGURING | SUSPENDED) ((attempt < 20)) || return 0 ;;
+                COMPLETING | STAGE_OUT | SIGNALING | STOPPED) ;;  # and then perhaps PENDING
+                *) return 1 ;;
+            esac
+        elif [[ $state == *[Ii]nvalid\ job\ id* ]]; then
+            return 1
+        fi
+        sleep "${BLIP_ART_RETRY_S:-5}"
+    done
+    return 1
+}
 "$@" &
 step=$!
 while :; do
@@ -97,14 +118,21 @@ while :; do
 done
 remove_scratch
 
+[[ ! -e $follows ]] || leader=$(<"$follows")
+if [[ $leader ]] && ! comes_back; then
+    echo "job $leader, which this one follows, has ended"
+    leader=""
+fi
 if [[ -e $request ]]; then
     reason=$(<"$request")
 elif ((code)) && [[ $told ]]; then
     reason=$told
 elif ((code == 140 || code == 143)); then
     reason="$([[ $code == 140 ]] && echo SIGUSR2 || echo SIGTERM) before it could listen"
+elif [[ $leader ]]; then
+    reason="job $leader, which it follows, waits in the queue"
 fi
-rm -f "$stop" "$request"
+rm -f "$stop" "$request" "$follows"
 [[ ${reason:-} ]] || { note_end "$code" ended; exit "$code"; }
 echo "job $job was stopped: $reason"
 ((code)) || code=130
@@ -132,7 +160,12 @@ for ((attempt = 1; attempt <= 18; attempt++)); do
             exit 1
         fi
         note_end "$code" again  # before: Slurm may end this script at once
+        # What is left to do here, in the seconds until Slurm kills this script.
+        [[ ! $leader ]] || trap '' TERM
         if scontrol requeue "$job"; then
+            if [[ $leader ]]; then
+                scontrol update "jobid=$job" "dependency=after:$leader" || true
+            fi
             echo "job $job is queued again (restart $((restarts + 1)) of at most $max)"
             trap - TERM
             sleep "${BLIP_ART_WAIT_S:-60}"  # Slurm ends this script; its own end would be the job's

@@ -158,6 +158,29 @@ def test_half_of_a_short_time_limit_is_enough_of_a_start(slurm: FakeSlurm) -> No
     assert (slurm.folder / "idle_7").read_text() == "2\n"
 
 
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
+def test_a_follower_leaves_its_node_until_training_starts_again(slurm: FakeSlurm,
+                                                                state: str) -> None:
+    slurm.put("squeue", f'[[ $* == *--jobs=6* ]] && echo {state} || echo RUNNING')
+    code, said = slurm.run(f"echo 6 >{slurm.folder}/follows_7")
+    assert code == 130
+    assert "job 7 was stopped: job 6, which it follows, waits in the queue" in said
+    calls = [line.partition(" ")[2] for line in (slurm.folder / "calls").read_text().splitlines()
+             if "scontrol" in line]
+    assert calls == ["requeue 7", "update jobid=7 dependency=after:6"]
+    assert not (slurm.folder / "follows_7").exists()
+
+
+@pytest.mark.parametrize("answer", [
+    "echo CANCELLED", "true", "echo slurm_load_jobs error: Invalid job id specified; exit 1"])
+def test_a_follower_of_a_job_that_is_gone_ends(slurm: FakeSlurm, answer: str) -> None:
+    slurm.put("squeue", f'[[ $* == *--jobs=6* ]] || {{ echo RUNNING; exit; }}; {answer}')
+    code, said = slurm.run(f"echo 6 >{slurm.folder}/follows_7; exit 1")
+    assert (code, slurm.requeued()) == (1, [])
+    assert "job 6, which this one follows, has ended" in said
+    assert (slurm.folder / "ended_7").read_text() == "1\n"
+
+
 def test_an_element_of_an_array_is_named_as_such(slurm: FakeSlurm) -> None:
     slurm.run(f"echo SIGUSR2 >{slurm.folder}/requeue_7", SLURM_ARRAY_JOB_ID="7",
               SLURM_ARRAY_TASK_ID="0")

@@ -62,6 +62,10 @@ def test_a_signal_saves_and_queues_again(runs: Runs, undisturbed: RunDir, nth: i
     assert runs.scratch_folders(run, Path("/tmp")) == []
     assert len(run.scored()) == EPOCHS, runs.said(run)
     assert (run.path / "report" / "index.html").exists()
+    # The follower left its node while training waited, and came back with it.
+    said = runs.said(run)
+    assert f"job {runs.job(run)}, which it follows, waits in the queue" in said, said
+    assert len(list(run.slurm.glob("follow_*.log"))) == 2, said
 
 
 @each_time

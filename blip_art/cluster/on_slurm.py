@@ -25,7 +25,7 @@ from blip_art.cluster.batch import (
 )
 from blip_art.cluster.container import check_image, check_overlay, image_identity
 from blip_art.cluster.control import SCORING, InQueue, Live, jobs_in_queue
-from blip_art.cluster.extras import with_extras, without_after
+from blip_art.cluster.extras import check_jobs, with_extras, without_after
 from blip_art.cluster.inputs import check_inputs, folders_of, inputs_of
 from blip_art.cluster.limits import Limits, SubmitLimit, read_limits
 from blip_art.cluster.pending import settle_all
@@ -143,6 +143,7 @@ def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
     if args.dry_run or not stages:
         print(shown(stages, to) if stages else "", end="")
         return 0
+    check_jobs(args.after, slurm, site.has_sacct)
     identity = container_of(site)
     for one in inputs:
         check_inputs(one, site)
@@ -260,6 +261,7 @@ def _go(args: argparse.Namespace, repo: Path, site: Site, run: RunDir, stages: S
         if busy and any(stage.name in _EXCLUSIVE for stage in stages):
             raise UserError(f"{run.path} is already in the queue as job {busy[0].job_id}; "
                             f"'launch.py cancel {run.path}' first, or choose another --run")
+        check_jobs(args.after, slurm, site.has_sacct)
         identity = container_of(site)
         check_inputs(inputs, site)
         _snapshot(args, repo, run.code, living, stages)

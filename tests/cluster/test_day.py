@@ -83,6 +83,12 @@ def test_doctor_names_what_slurm_would_refuse(day: Day) -> None:
                  "a GPU job is refused", "no image at /no/a.sif | build it with", "is no overlay",
                  "cpu_time_min: 1440", "no job is submitted before"):
         assert line in said
+    several = day.say("doctor", "--site", day.cluster.write_site("several",
+                                                                 partition="preempt,gpu"))
+    for line in ("ok   | partition preempt: 2 of 2", "ok   | partition gpu: 2 of 2",
+                 "ok   | partition preempt queues again what it preempts",
+                 "ok   | arrays of up to 1001 jobs", "a GPU job is accepted"):
+        assert line in several
 
 
 def test_a_run_is_watched_cancelled_and_resumed(day: Day) -> None:

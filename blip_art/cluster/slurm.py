@@ -278,7 +278,8 @@ class Slurm:
     def own_jobs(self) -> int:
         """How many jobs of this user wait or run; each element of an array is one."""
         return len(self._checked("squeue", self._call(
-            "squeue", "--noheader", "--array", "--me", "--format=%i")).split())
+            "squeue", "--noheader", "--array", "--me", "--states=PENDING,RUNNING,SUSPENDED",
+            "--format=%i")).split())
 
     def version(self) -> str:
         """'22.05.8', as sbatch says it; asks no daemon."""

@@ -89,7 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
                        help="stands for --run runs/NAME, NAME being `name` in the configuration")
 
     collect = _command(commands, "collect", run_collect, "tables, curves and a page from runs")
-    collect.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
+    collect.add_argument("runs", metavar="RUN", nargs="+",
+                         help="run folders, or folders with runs below; others are passed over")
     collect.add_argument("-o", "--output", metavar="DIR",
                          help="folder of the report (default: RUN/report, or ./report for several)")
 
@@ -201,9 +202,13 @@ def run_eval(args: argparse.Namespace) -> int:
 def run_collect(args: argparse.Namespace) -> int:
     """Compare runs; the code is the checkout's own, since nothing waits in a queue."""
     from blip_art.cluster.plan import collect_job
+    from blip_art.cluster.run_choice import runs_to_collect
 
-    runs = [_existing_run(run) for run in args.runs]
-    out = Path(args.output or (runs[0].path / "report" if len(runs) == 1 else "report"))
+    runs, skipped = runs_to_collect(args.runs)
+    if skipped:
+        print(f"skipped, no runs: {', '.join(skipped)}", file=sys.stderr)
+    one = args.runs[0] if len(args.runs) == 1 else runs[0].path if len(runs) == 1 else ""
+    out = Path(args.output or Path(one, "report"))
     if args.cluster == "slurm":
         return _on_slurm().collect(args, REPO, runs, out)
     return _execute(args, [collect_job(_place(args), runs, out)])

@@ -67,6 +67,12 @@ class Best(NamedTuple):
         return f"epoch {self.epoch:02d} by {self.rule}{value}"
 
 
+def is_run_folder(run: RunDir) -> bool:
+    """Whether anything was computed there, so that a report can be made of it."""
+    return (any(path.exists() for path in (run.config, run.state, run.train_log))
+            or bool(run.predicted() or run.scored()))
+
+
 # State -------------------------------------------------------------------------------------
 
 

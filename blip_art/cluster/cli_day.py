@@ -35,7 +35,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
                         help="again every S seconds (default 30), until Ctrl-C")
 
     logs = _command(commands, "logs", run_logs, "the newest log of a run, over its restarts")
-    logs.add_argument("run", metavar="RUN", help="run folder")
+    logs.add_argument("run", metavar="RUN",
+                      help="run folder; of a folder with runs below the one to look at, and with "
+                           "-f all that are at work")
     logs.add_argument("-f", "--follow", action="store_true",
                       help="go on as it grows, over restarts, until the job has ended")
     logs.add_argument("--stage", metavar="NAME", default="",
@@ -159,16 +161,26 @@ def _with_sizes(text: str, runs: List[RunDir], as_json: bool) -> str:
 def run_logs(args: argparse.Namespace) -> int:
     """To standard output; titles go to standard error."""
     from blip_art.cluster.logs import choose_stage, follow, newest, show
+    from blip_art.cluster.run_choice import runs_with_logs
     from blip_art.cluster.slurm import Slurm
-    from blip_art.files import RunDir
+    from blip_art.cluster.sweep_logs import choose_run, follow_all
 
-    run = RunDir(args.run)
-    stage = choose_stage(run, args.stage)
+    run, *others = runs = runs_with_logs(args.run)
+    stage = args.stage if others else choose_stage(run, args.stage)
     if args.follow:
         try:
-            follow(run, stage, Slurm(), _write)
+            if others:
+                follow_all(runs, stage, Slurm(), _write)
+            else:
+                follow(run, stage, Slurm(), _write)
         except KeyboardInterrupt:
             print("the job goes on; 'launch.py cancel' ends it", file=sys.stderr)
+        return 0
+    if others:
+        run, chosen = choose_run(runs, stage)
+        print(f"{args.run} has {len(runs)} runs with logs; this is {run.path}. 'logs -f "
+              f"{args.run}' follows all that are at work", file=sys.stderr)
+        show(chosen, _write)
         return 0
     log = newest(run, stage)
     if log is None:

@@ -24,6 +24,7 @@ from blip_art.run_state import (
     configured_rule,
     decide,
     is_number,
+    is_run_folder,
     read_best,
     read_facts,
     rule_value,
@@ -191,8 +192,8 @@ def _read_run(folder: RunDir, name: str) -> Run:
     if not folder.path.is_dir():
         raise UserError(f"no run folder at {folder.path}; runs are under runs/, "
                         "one folder each, made by launch.py train")
-    signs = (folder.config, folder.state, folder.train_log)
-    if not (any(path.exists() for path in signs) or folder.predicted() or folder.scored()):
+    if not is_run_folder(folder):
+        signs = (folder.config, folder.state, folder.train_log)
         raise UserError(f"{folder.path} is not a run folder: it has none of "
                         f"{', '.join(p.name for p in signs)}, predictions or scores; "
                         "name the folder that --run was given")

@@ -167,6 +167,8 @@ def test_a_sweep_is_an_array_that_is_submitted_once(runs: Runs) -> None:
     assert "6 runs; 6 to submit, 0 in the queue, 0 trained" in first.stderr, first.stderr
     again = runs.launch(*words)
     assert "6 runs; 0 to submit, 6 in the queue" in again.stderr
+    watched = runs.cluster.popen([runs.cluster.python, runs.cluster.checkout / "launch.py", "logs",
+                                  "-f", "runs/six"], cwd=runs.folder)
     members = [RunDir(path.parent) for path in (runs.folder / "runs/six").glob("*/slurm")
                if path.parent.name != "code"]
     members = [run for run in members if run.jobs.exists()]
@@ -186,6 +188,11 @@ def test_a_sweep_is_an_array_that_is_submitted_once(runs: Runs) -> None:
     finished = [run for run in members if state_of(run) == "finished"]
     assert len(finished) == 5, runs.said(members[1])
     assert all(run.scored() for run in finished)
+    lines = watched.communicate(timeout=60)[0].splitlines()
+    assert {line.split(" | ")[0].strip() for line in lines if " | epoch   0  loss" in line} >= {
+        run.name for run in finished}, lines
+    done = runs.cluster.launch("collect", "runs/six", "runs/six/report", cwd=runs.folder)
+    assert (done.returncode, "skipped, no runs: runs/six/report" in done.stderr) == (0, True)
     third = runs.launch("sweep", runs.folder / "runs/six", "--gpus", "2")
     assert "6 runs; 1 to submit, 0 in the queue, 5 trained" in third.stderr, third.stderr
     runs.wait(broken)

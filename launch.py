@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # --help must not wait for imports
     from blip_art.files import RunDir
 
 REPO = Path(__file__).resolve().parent
+# What this program itself needs; see blip_art/cluster/checks.py.
+LOGIN_PACKAGES = ("yaml", "submitit")
 
 EXAMPLES = """\
 examples:
@@ -51,8 +53,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         extra = [word for word in extra if word.startswith("-")]
     if extra:
         parser.error(f"unknown argument {extra[0]}; see launch.py {args.command} --help")
-    extras.check_arguments(args)
-    return int(args.function(args))
+    try:
+        extras.check_arguments(args)
+        return int(args.function(args))
+    except ModuleNotFoundError as error:
+        if error.name not in LOGIN_PACKAGES:
+            raise
+        from blip_art.cluster.packages import describe_missing
+
+        raise UserError(describe_missing(error.name)) from error
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -220,6 +229,7 @@ def run_demo(args: argparse.Namespace) -> int:
         raise UserError("the demo runs on one machine; for the cluster there is 'launch.py doctor "
                         "--job', and then 'launch.py train CONFIG --cluster slurm'")
     from blip_art.cluster.demo import Demo
+    from blip_art.cluster.packages import refuse_without_packages
     from blip_art.files import RunDir
 
     run = RunDir(args.run)
@@ -228,6 +238,7 @@ def run_demo(args: argparse.Namespace) -> int:
         demo.delete()
     if args.dry_run:
         return _execute(args, demo.jobs())
+    refuse_without_packages(demo.jobs(), on_cluster=False)
     return demo.play(lambda job: _submit(args.cluster, job))
 
 
@@ -235,13 +246,16 @@ def _execute(args: argparse.Namespace, jobs: List[Job], run: Optional[RunDir] = 
              follower: Optional[Job] = None) -> int:
     """Show the jobs, or run them one after the other until one fails, the follower beside them."""
     from blip_art.cluster.local import import_submitit
+    from blip_art.cluster.packages import refuse_without_packages
     from blip_art.cluster.plan import dry_run_text
     from blip_art.cluster.snapshot import take_snapshot
 
     if args.dry_run:
         print(dry_run_text([*([follower] if follower else []), *jobs]), end="")
         return 0
-    import_submitit()  # its absence is told before anything is written
+    # What is missing is said before anything is written.
+    refuse_without_packages([*jobs, *([follower] if follower else [])])
+    import_submitit()
     if run:
         take_snapshot(REPO, run.code)
     if follower:

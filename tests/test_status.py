@@ -26,8 +26,9 @@ from blip_art.cluster.slurm import (
     clean_environment,
     seconds_of,
 )
-from blip_art.cluster.status import Row, as_json, duration, find_runs, shown, survey
+from blip_art.cluster.status import Row, as_json, find_runs, shown, survey
 from blip_art.cluster.table import table
+from blip_art.describe import duration
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_jsonl, write_text
 from blip_art.score.lock import taken

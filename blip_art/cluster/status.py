@@ -33,6 +33,7 @@ from blip_art.cluster.ownership import accounts_of, is_elsewhere, own_jobs, queu
 from blip_art.cluster.record import Submitted
 from blip_art.cluster.slurm import AccountRow, QueueRow, Slurm, SlurmAbsent, SlurmError
 from blip_art.cluster.table import table
+from blip_art.describe import duration
 from blip_art.errors import UserError
 from blip_art.files import RunDir, read_as_shown, read_jsonl
 from blip_art.manifest import read_manifest
@@ -387,17 +388,6 @@ def _gpu_hours(folder: Folder, answers: Answers) -> Tuple[Optional[float], bool]
     # A site may account for time, but not for GPUs.
     seconds = [row.gpu_seconds or row.seconds * job.gpus * job.nodes for job, row in rows if row]
     return (sum(seconds) / 3600, True) if seconds else (folder.row.gpu_hours, False)
-
-
-def duration(seconds: float) -> str:
-    """'3 d 4 h', '2 h 5 min', '40 s'."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = int(seconds // 60)
-    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def shown(rows: Sequence[Row], notes: Sequence[str] = (), width: int = 0) -> str:

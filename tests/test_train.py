@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from blip_art.model.captioner import BlipCaptioner, build_captioner
 from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.readable import freeze_references, readable_pairs
 from blip_art.score.lock import taken
+from blip_art.train import heartbeat
 from blip_art.train.__main__ import main
 from blip_art.train.batches import EpochBatches, steps_per_epoch
 from blip_art.train.faster import faster_steps
@@ -73,6 +75,9 @@ def test_the_run_folder_tells_the_story(undisturbed):
     first, second = read_jsonl(undisturbed.train_log)
     assert second["loss"] < first["loss"]
     assert (first["steps"], first["skipped_steps"]) == (STEPS, 0)
+    assert 0 < first["data_wait_share"] < 1
+    assert first["host_memory_gb"] > RANKS * 0.1
+    assert not undisturbed.progress.exists()  # it is of what runs
     assert undisturbed.output.read_text().count("epoch") == 2
     assert len(read_json(undisturbed.references("val"))["annotations"]) == 7
     assert load_config(undisturbed.config).train.batch_size == 2
@@ -92,6 +97,9 @@ def test_a_stopped_run_goes_on_to_the_same_weights(undisturbed, config, tmp_path
     saved = torch.load(run.last_checkpoint, weights_only=True)["progress"]
     assert 0 < saved["step"] < STEPS  # in the middle of an epoch
     assert read_json(run.state)["state"] == "stopped"
+    beat = read_json(run.progress)
+    assert (beat["doing"], beat["epoch"], beat["epochs"]) == ("training", 0, 2)
+    assert 1 <= beat["step"] <= beat["steps"] == STEPS
 
     code, output = finish(start(config, run.path, "--resume"))
     assert code == 0, output
@@ -141,7 +149,9 @@ def test_training_that_explodes_ends_with_advice(config, tmp_path, capsys):
     assert read_json(RunDir(run).state)["state"] == "failed"
 
 
-def test_one_step_that_is_not_finite_is_left_out_of_the_loss(config, tmp_path, monkeypatch):
+def test_one_step_that_is_not_finite_is_left_out_of_the_loss(config, tmp_path, monkeypatch,
+                                                             capsys):
+    monkeypatch.setattr(heartbeat, "LINE_S", 0.0)
     whole = BlipCaptioner.forward
     calls = iter(range(1000))
 
@@ -154,6 +164,11 @@ def test_one_step_that_is_not_finite_is_left_out_of_the_loss(config, tmp_path, m
     row, = read_jsonl(run.train_log)
     assert row["skipped_steps"] == 1
     assert 2 < row["loss"] < 6
+    # Nobody looks at a bar: the log says how far it is.
+    lines = [line for line in capsys.readouterr().out.splitlines() if "step" in line]
+    assert [line.split()[3] for line in lines] == ["10/22", "20/22", "22/22"]
+    assert re.fullmatch(r"epoch   0  step 10/22  loss \d\.\d{4}  \d+\.\d pictures/s  \d+ % waiting "
+                        r"for data  \d+ s to go", lines[0])
 
 
 def test_what_is_compiled_is_what_a_step_calls(config):

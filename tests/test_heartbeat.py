@@ -5,12 +5,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import torch
 
-from blip_art.files import RunDir, read_json
+from blip_art.cluster.heartbeat import describe_start, expected_start
+from blip_art.cluster.record import Submitted, record_jobs
+from blip_art.cluster.slurm import Completed, Slurm
+from blip_art.cluster.status import survey
+from blip_art.files import RunDir, read_json, write_json, write_text
 from blip_art.train import heartbeat
 from blip_art.train.heartbeat import Heartbeat, Waits
 
@@ -80,3 +89,88 @@ def test_a_run_goes_on_where_it_cannot_say_how_it_is(tmp_path: Path) -> None:
     beats.begin_epoch(0)
     beats.beat(1, Waits(torch.device("cpu")))
     beats.end()
+
+
+def make_run(folder: Path, **changed: object) -> RunDir:
+    """A run that says it is in the middle of its third epoch, in the first start but one."""
+    run = RunDir(folder / "art")
+    site = folder / "site.yaml"
+    write_text(site, "partition: gpu\n")
+    record_jobs(run, [Submitted("train", "12", site=str(site)), Submitted("follow", "13")])
+    write_json(run.state, {"state": "running", "why": "", "epochs": 10})
+    write_json(run.progress, {
+        "doing": "training", "epoch": 2, "epochs": 10, "step": 120, "steps": 541,
+        "images_per_s": 210.4, "data_wait_share": 0.02, "eta_s": 7500.0, "restart": 1, **changed})
+    return run
+
+
+def queue_says(*lines: str) -> Slurm:
+    return Slurm(lambda argv: Completed(0, "".join(f"{line}\n" for line in lines)
+                                        if argv[0] == "squeue" else ""))
+
+
+RUNNING = "12|12|RUNNING|None|10:00|1:00:00|N/A|v100-1|gpu|(null)"
+
+
+def test_status_says_how_far_a_run_is(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.last_checkpoint.parent.mkdir()
+    run.last_checkpoint.touch()
+    os.utime(run.last_checkpoint, (time.time() - 245,) * 2)
+    [row], _ = survey([run], queue_says(RUNNING))
+    assert row.why == (
+        "job 12 on v100-1, 1 h 0 min left; epoch 3/10 step 120/541, 210 pictures/s, "
+        "2 h 5 min to go, checkpoint 4 min old, restart 1 of 20")
+    assert row.heartbeat
+    assert (row.heartbeat["eta_s"], row.heartbeat["checkpoint_age_s"]) == (7500, 245)
+
+
+@pytest.mark.parametrize(("changed", "old_s", "text"), [
+    ({"data_wait_share": 0.314}, 0,
+     "210 pictures/s, 31 % of the time waiting for data, 2 h 5 min to go"),
+    ({"images_per_s": None, "eta_s": None, "restart": 0}, 0,
+     "left; epoch 3/10 step 120/541, no checkpoint yet"),
+    ({"doing": "captioning"}, 240, "epoch 3/10, captioning for 4 min, 2 h 5 min to go, no"),
+    ({}, 500, "epoch 3/10 step 120/541, no step for 8 min, no checkpoint yet, restart 1 of 20"),
+    # Of the start before: this one began ten minutes ago.
+    ({}, 700, "left"), ({"epoch": "two"}, 0, "left"), ({"step": None}, 0, "left")])
+def test_what_a_run_says_is_taken_for_what_it_is(
+        tmp_path: Path, changed: dict[str, object], old_s: int, text: str) -> None:
+    run = make_run(tmp_path, **changed)
+    os.utime(run.progress, (time.time() - old_s,) * 2)
+    [row], _ = survey([run], queue_says(RUNNING))
+    assert text in row.why
+    assert (row.heartbeat is None) == (text == "left") == row.why.endswith("left")
+
+
+def test_a_damaged_heartbeat_hides_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for content in ("{half", "[]", "{}"):
+        write_text(run.progress, content)
+        [row], _ = survey([run], queue_says(RUNNING))
+        assert (row.state, row.why) == ("running", "job 12 on v100-1, 1 h 0 min left")
+
+
+def test_what_waits_says_when_it_is_expected_to_start(tmp_path: Path) -> None:
+    line = "12|12|PENDING|Resources|0:00|1:00:00|{}||gpu|(null)"
+    run = make_run(tmp_path)
+    [row], _ = survey([run], queue_says(line.format("2099-01-01T17:00:00")))
+    assert row.why.startswith("waits for free nodes (Resources); expected to start in ")
+    assert row.why.endswith(" h (01 Jan 17:00)")
+    [row], _ = survey([run], queue_says(line.format("N/A")))
+    assert row.why == "waits for free nodes (Resources)"
+
+
+@pytest.mark.parametrize(("start", "text"), [
+    ("2026-11-24T17:05:00", "expected to start in 2 h 5 min (17:05)"),
+    ("2026-11-25T15:00:00", "expected to start in 1 d 0 h (25 Nov 15:00)"),
+    ("2026-11-24T14:00:00", "expected to start soon"), ("N/A", ""), ("", "")])
+def test_an_expected_start_is_read_easily(start: str, text: str) -> None:
+    assert describe_start(start, datetime(2026, 11, 24, 15, 0)) == text
+
+
+def test_a_slow_or_silent_slurm_tells_no_start() -> None:
+    def refuse(argv: Sequence[str]) -> Completed:
+        raise subprocess.TimeoutExpired("sbatch", 5)
+    assert expected_start("#!/bin/sh\n", Slurm(refuse)) == ""
+    assert expected_start("#!/bin/sh\n", Slurm(lambda argv: Completed(1, "", "error: no"))) == ""

@@ -117,10 +117,10 @@ def clean_environment(environ: Mapping[str, str] = os.environ) -> Dict[str, str]
                if name in _KEPT or not name.startswith(_SCRUBBED)}, "LC_ALL": "C"}
 
 
-def run_command(argv: Sequence[str]) -> Completed:
-    """Run one command to its end; the default door."""
+def run_command(argv: Sequence[str], timeout_s: float = 0.0) -> Completed:
+    """Run one command to its end, in TIMEOUT_S if no other time is given; the default door."""
     done = subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, capture_output=True,
-                          env=clean_environment(), timeout=TIMEOUT_S)
+                          env=clean_environment(), timeout=timeout_s or TIMEOUT_S)
     return Completed(done.returncode, done.stdout.decode(errors="replace"),
                      done.stderr.decode(errors="replace"))
 
@@ -228,7 +228,11 @@ class Slurm:
 
     def try_sbatch(self, *argv: str) -> str:
         """What Slurm says to a job with these options, which is not submitted."""
-        done = self._call("sbatch", "--test-only", *argv, "--wrap=true")
+        return self.try_script(*argv, "--wrap=true")
+
+    def try_script(self, *argv: str) -> str:
+        """The same of a batch script; it is not submitted either."""
+        done = self._call("sbatch", "--test-only", *argv)
         if _DEAD_CONTROLLER.search(done.err):
             raise self._failure("sbatch", done)
         return done.err + done.out

@@ -27,7 +27,7 @@ from typing import (
     Tuple,
 )
 
-from blip_art.cluster import reasons
+from blip_art.cluster import heartbeat, reasons
 from blip_art.cluster.asking import with_notice
 from blip_art.cluster.ownership import accounts_of, is_elsewhere, own_jobs, queue_of
 from blip_art.cluster.record import Submitted
@@ -85,6 +85,8 @@ class Row:
     """False: reckoned from train.jsonl, without what was lost or spent outside epochs."""
     jobs: Tuple[str, ...] = ()
     """Ids of its jobs that wait or run."""
+    heartbeat: Optional[Dict[str, Any]] = None
+    """How far it is where it runs, when it is expected to start where it waits."""
 
 
 class Answers(NamedTuple):
@@ -171,8 +173,15 @@ def survey(runs: Sequence[RunDir], slurm: Slurm,
     jobs = [job for folder in folders for job in folder.jobs]
     answers = ask(slurm, jobs) if when_slow is None else with_notice(
         lambda: ask(slurm, jobs),
-        lambda: when_slow([judge(folder, Answers({}, None, (), False)) for folder in folders]))
-    return [judge(folder, answers) for folder in folders], list(answers.notes)
+        lambda: when_slow([_row(folder, Answers({}, None, (), False)) for folder in folders]))
+    return [_row(folder, answers) for folder in folders], list(answers.notes)
+
+
+def _row(folder: Folder, answers: Answers) -> Row:
+    """A run's row, with how far it is where it runs, and when it is expected where it waits."""
+    row = judge(folder, answers)
+    beat = heartbeat.describe(folder.run, row.state, folder.jobs, answers.queue)
+    return replace(row, why=heartbeat.joined(row.why, beat.text), heartbeat=beat.numbers)
 
 
 def read_folder(run: RunDir) -> Folder:

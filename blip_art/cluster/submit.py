@@ -137,6 +137,12 @@ def shown(stages: Sequence[Stage], to: Submission) -> str:
     return "\n".join(parts)
 
 
+def script_text(stage: Stage, to: Submission) -> str:
+    """The batch script of a stage that waits for no other; nothing is written."""
+    wrapper, _ = _wrapper([stage], to)
+    return _script(_executor(stage, to, wrapper, {}), stage, f"{stage.name}-NUMBER")
+
+
 def _note(stage: Stage, to: Submission, numbers: Dict[str, str]) -> Pending:
     """Write down what is about to be sent: whoever comes after a killed launch.py looks for it."""
     name = new_name(stage.name)

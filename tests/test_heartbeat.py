@@ -19,7 +19,7 @@ from blip_art.cluster.heartbeat import describe_start, expected_start
 from blip_art.cluster.record import Submitted, record_jobs
 from blip_art.cluster.slurm import Completed, Slurm
 from blip_art.cluster.status import survey
-from blip_art.files import RunDir, read_json, write_json, write_text
+from blip_art.files import RunDir, read_json, write_json, write_jsonl, write_text
 from blip_art.train import heartbeat
 from blip_art.train.heartbeat import Heartbeat, Waits
 
@@ -174,3 +174,29 @@ def test_a_slow_or_silent_slurm_tells_no_start() -> None:
         raise subprocess.TimeoutExpired("sbatch", 5)
     assert expected_start("#!/bin/sh\n", Slurm(refuse)) == ""
     assert expected_start("#!/bin/sh\n", Slurm(lambda argv: Completed(1, "", "error: no"))) == ""
+
+
+def test_a_finished_run_says_what_it_has_taken(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    write_json(run.state, {"state": "finished", "why": "", "epochs": 2})
+    write_jsonl(run.train_log, [
+        {"epoch": 0, "loss": 1.0, "seconds": 100.0, "data_wait_share": 0.3,
+         "gpu_memory_gb": 12.14, "host_memory_gb": 20.5},
+        {"epoch": 1, "loss": 1.0, "seconds": 300.0, "data_wait_share": 0.1}])
+    lines = ("12|COMPLETED|0:0|3600|cpu=16,gres/gpu=4|a|b|n|me|",
+             "12.batch|COMPLETED|0:0|3600|cpu=16|a|b|n||20000000K",
+             "12.0|COMPLETED|0:0|3600|cpu=16|a|b|n||40000000K",
+             "13|PREEMPTED|0:0|1800|billing=8,cpu=8,mem=16384M|a|b|n|me|",
+             "13|COMPLETED|0:0|3600|billing=8,cpu=8,mem=16384M|a|b|n|me|")
+    used = Slurm(lambda argv: Completed(0, "\n".join(lines) if argv[0] == "sacct" else ""))
+    [row], _ = survey([run], used)
+    assert row.why == ("12.1 GB of a GPU, 41.0 GB of memory, 15 % of the time waiting for data, "
+                       "scoring 12.0 CPU-h")
+    assert row.usage
+    assert (row.usage["task_memory_gb"], row.usage["host_memory_gb"]) == (40.96, 20.5)
+    [row], _ = survey([run], queue_says())
+    assert row.why == "12.1 GB of a GPU, 20.5 GB of memory, 15 % of the time waiting for data"
+    write_jsonl(run.train_log, [{"epoch": 0, "loss": 1.0, "seconds": 100.0, "gpu_memory_gb": 0.0,
+                                 "data_wait_share": "much"}])  # of an older version, or damaged
+    [row], _ = survey([run], queue_says())
+    assert (row.why, row.usage) == ("", None)

@@ -27,7 +27,7 @@ from typing import (
     Tuple,
 )
 
-from blip_art.cluster import heartbeat, reasons
+from blip_art.cluster import heartbeat, reasons, usage
 from blip_art.cluster.asking import with_notice
 from blip_art.cluster.ownership import accounts_of, is_elsewhere, own_jobs, queue_of
 from blip_art.cluster.record import Submitted
@@ -87,6 +87,8 @@ class Row:
     """Ids of its jobs that wait or run."""
     heartbeat: Optional[Dict[str, Any]] = None
     """How far it is where it runs, when it is expected to start where it waits."""
+    usage: Optional[Dict[str, Any]] = None
+    """Memory, waiting for data, CPU-hours of its scores; see Usage."""
 
 
 class Answers(NamedTuple):
@@ -178,10 +180,13 @@ def survey(runs: Sequence[RunDir], slurm: Slurm,
 
 
 def _row(folder: Folder, answers: Answers) -> Row:
-    """A run's row, with how far it is where it runs, and when it is expected where it waits."""
+    """A run's row, with how far it is where it runs, when it is expected where it waits, and what
+    it has taken where it has finished."""
     row = judge(folder, answers)
     beat = heartbeat.describe(folder.run, row.state, folder.jobs, answers.queue)
-    return replace(row, why=heartbeat.joined(row.why, beat.text), heartbeat=beat.numbers)
+    used = usage.describe(folder.run, folder.jobs, answers.accounts)
+    why = heartbeat.joined(row.why, beat.text, used.text * (row.state == "finished"))
+    return replace(row, why=why, heartbeat=beat.numbers, usage=used.numbers)
 
 
 def read_folder(run: RunDir) -> Folder:

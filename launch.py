@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # --help must not wait for imports
     from blip_art.files import RunDir
 
 REPO = Path(__file__).resolve().parent
+# What this program itself needs; see blip_art/cluster/checks.py.
+LOGIN_PACKAGES = ("yaml", "submitit")
 
 EXAMPLES = """\
 examples:
@@ -33,7 +35,8 @@ examples:
   ./launch.py train configs/caption_art.yaml --cluster slurm --site configs/sites/mine.yaml
   ./launch.py sweep configs/sweeps/lr.yaml --cluster slurm     again: what is missing or failed
   ./launch.py status; ./launch.py logs -f runs/caption_art; ./launch.py cancel runs/caption_art
-  ./launch.py image build; ./launch.py overlay build; ./launch.py fetch; ./launch.py doctor --job
+  ./launch.py site init; ./launch.py image build; ./launch.py overlay build; ./launch.py fetch
+  ./launch.py doctor --job; ./launch.py shell --gpus 1; ./launch.py clean
 
 Every stage reads and writes files in a run folder (runs/NAME) and can be run alone.
 Commands end with 0 (done), 1 (failed), 2 (your input: one line says how to fix it)
@@ -50,8 +53,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         extra = [word for word in extra if word.startswith("-")]
     if extra:
         parser.error(f"unknown argument {extra[0]}; see launch.py {args.command} --help")
-    extras.check_arguments(args)
-    return int(args.function(args))
+    try:
+        extras.check_arguments(args)
+        return int(args.function(args))
+    except ModuleNotFoundError as error:
+        if error.name not in LOGIN_PACKAGES:
+            raise
+        from blip_art.cluster.packages import describe_missing
+
+        raise UserError(describe_missing(error.name)) from error
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -88,7 +98,8 @@ def build_parser() -> argparse.ArgumentParser:
                        help="stands for --run runs/NAME, NAME being `name` in the configuration")
 
     collect = _command(commands, "collect", run_collect, "tables, curves and a page from runs")
-    collect.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
+    collect.add_argument("runs", metavar="RUN", nargs="+",
+                         help="run folders, or folders with runs below; others are passed over")
     collect.add_argument("-o", "--output", metavar="DIR",
                          help="folder of the report (default: RUN/report, or ./report for several)")
 
@@ -200,9 +211,13 @@ def run_eval(args: argparse.Namespace) -> int:
 def run_collect(args: argparse.Namespace) -> int:
     """Compare runs; the code is the checkout's own, since nothing waits in a queue."""
     from blip_art.cluster.plan import collect_job
+    from blip_art.cluster.run_choice import runs_to_collect
 
-    runs = [_existing_run(run) for run in args.runs]
-    out = Path(args.output or (runs[0].path / "report" if len(runs) == 1 else "report"))
+    runs, skipped = runs_to_collect(args.runs)
+    if skipped:
+        print(f"skipped, no runs: {', '.join(skipped)}", file=sys.stderr)
+    one = args.runs[0] if len(args.runs) == 1 else runs[0].path if len(runs) == 1 else ""
+    out = Path(args.output or Path(one, "report"))
     if args.cluster == "slurm":
         return _on_slurm().collect(args, REPO, runs, out)
     return _execute(args, [collect_job(_place(args), runs, out)])
@@ -214,6 +229,7 @@ def run_demo(args: argparse.Namespace) -> int:
         raise UserError("the demo runs on one machine; for the cluster there is 'launch.py doctor "
                         "--job', and then 'launch.py train CONFIG --cluster slurm'")
     from blip_art.cluster.demo import Demo
+    from blip_art.cluster.packages import refuse_without_packages
     from blip_art.files import RunDir
 
     run = RunDir(args.run)
@@ -222,6 +238,7 @@ def run_demo(args: argparse.Namespace) -> int:
         demo.delete()
     if args.dry_run:
         return _execute(args, demo.jobs())
+    refuse_without_packages(demo.jobs(), on_cluster=False)
     return demo.play(lambda job: _submit(args.cluster, job))
 
 
@@ -229,13 +246,16 @@ def _execute(args: argparse.Namespace, jobs: List[Job], run: Optional[RunDir] = 
              follower: Optional[Job] = None) -> int:
     """Show the jobs, or run them one after the other until one fails, the follower beside them."""
     from blip_art.cluster.local import import_submitit
+    from blip_art.cluster.packages import refuse_without_packages
     from blip_art.cluster.plan import dry_run_text
     from blip_art.cluster.snapshot import take_snapshot
 
     if args.dry_run:
         print(dry_run_text([*([follower] if follower else []), *jobs]), end="")
         return 0
-    import_submitit()  # its absence is told before anything is written
+    # What is missing is said before anything is written.
+    refuse_without_packages([*jobs, *([follower] if follower else [])])
+    import_submitit()
     if run:
         take_snapshot(REPO, run.code)
     if follower:

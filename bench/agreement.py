@@ -38,7 +38,7 @@ from blip_art.model.hf import save_hf
 from blip_art.model.step import StepDecoder
 from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.model.weights import load_weights
-from blip_art.readable import pairs_file
+from blip_art.resume_checks import pairs_file
 from blip_art.train.optim import autocast
 
 TIE, BATCH = 1e-5, 25

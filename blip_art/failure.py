@@ -1,7 +1,7 @@
 """Why a run has failed, in its state.json: by the rank that knows, or by who started the ranks.
 
     write_failure(run, "train", Failure(1, EXIT_FAILED, "rank 1: …"))      in a rank
-    with run_note() as note: …; write_killed(note, 1, signal.SIGKILL)    around the ranks
+    with run_note(argv) as note: …; write_killed(note, 1, signal.SIGKILL)    around the ranks
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import signal
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
+from typing import Dict, Iterator, Sequence, Union
 
+from blip_art.describe import describe_exit, describe_signal
 from blip_art.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
-from blip_art.files import RunDir, read_json, write_json
-from blip_art.run_state import State, read_state
+from blip_art.files import RunDir, read_as_shown, read_json, write_json
+from blip_art.run_state import State, is_alive, is_finished, read_state, this_start
 
 # A file in which ranks note which run is theirs, for the process that started them.
 NOTE = "BLIP_ART_RUN_NOTE"
@@ -25,6 +26,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, si
 _CAPTIONS = "captions have failed: "
 # What the other ranks say of one that is gone; who started it knows more.
 LOST = "ended without a message (killed? often there is not enough memory)"
+# As much of a log's end as can hold its last error line.
+_TAIL_BYTES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def forget_failure(run: RunDir) -> None:
 
 def _write(run: RunDir, state: State) -> None:
     epochs = {"epoch": state.epoch, "epochs": state.epochs}
-    write_json(run.state, {"state": state.name, "why": state.why,
+    write_json(run.state, {"state": state.name, "why": state.why, **this_start(),
                            **{key: value for key, value in epochs.items() if value is not None}})
 
 
@@ -76,20 +79,40 @@ def _is_trained(run: RunDir) -> bool:
 def note_run(run: RunDir, stage: str) -> None:
     """Tell who started this rank which run is its own."""
     if NOTE in os.environ:
-        write_json(os.environ[NOTE], {"run": str(run.path.resolve()), "stage": stage,
-                                      "state_ns": _changed_ns(run)}, durable=False)
+        _write_note(os.environ[NOTE], run, stage)
+
+
+def _write_note(note: Union[str, Path], run: RunDir, stage: str, is_open: bool = True) -> None:
+    write_json(note, {"run": str(run.path.resolve()), "stage": stage, "is_open": is_open,
+                      "state_ns": _changed_ns(run)}, durable=False)
 
 
 @contextlib.contextmanager
-def run_note() -> Iterator[Path]:
-    """A note for the ranks that are started inside the block."""
+def run_note(argv: Sequence[str] = ()) -> Iterator[Path]:
+    """A note for the ranks that are started inside the block.
+
+    Args:
+        argv: their command, which names the run: one may be killed before it notes anything.
+    """
     with tempfile.TemporaryDirectory(prefix="blip_art_ranks_") as folder:
         note = Path(folder, "note.json")
+        named = named_run(argv)
+        if named:
+            _write_note(note, RunDir(named["run"]), named["stage"], is_open=False)
         os.environ[NOTE] = str(note)
         try:
             yield note
         finally:
             del os.environ[NOTE]
+
+
+def named_run(argv: Sequence[str]) -> Dict[str, str]:
+    """The run folder and the stage of a command of ranks; {} where it does not name them."""
+    words = list(argv)
+    stages = [stage for stage in ("train", "predict") if f"blip_art.{stage}" in words]
+    folders = [words[place + 1] for place, word in enumerate(words[:-1])
+               if word in ("--run", "--run-dir")]
+    return {"run": folders[-1], "stage": stages[0]} if stages and folders else {}
 
 
 def write_killed(note: Path, rank: int, number: int) -> str:
@@ -98,17 +121,37 @@ def write_killed(note: Path, rank: int, number: int) -> str:
     Where a rank has recorded a failure before, that is the reason: NCCL aborts a process whose peer
     has ended. But a SIGKILL is the cause, whatever error it led to elsewhere.
     """
-    name = signal.Signals(number).name
-    why = f"rank {rank} was ended by {name}"
-    why += " (often: not enough memory)" if name == "SIGKILL" else ""
+    why = f"rank {rank} was {describe_signal(number)}"
     if number not in STOP_SIGNALS and note.exists():
         noted = read_json(note)
         run = RunDir(noted["run"])
         first = _first_reason(run) if _changed_ns(run) != noted["state_ns"] else ""
-        if first and LOST not in first and name != "SIGKILL":
+        if first and LOST not in first and number != signal.SIGKILL:
             return first
-        write_failure(run, noted["stage"], Failure(rank, EXIT_FAILED, why))
+        if noted["is_open"] or _may_fail(run, noted["stage"]):
+            write_failure(run, noted["stage"], Failure(rank, EXIT_FAILED, why))
     return why
+
+
+def write_unsaid(note: Path, code: int, log: Path) -> None:
+    """Record why a command has failed whose ranks ended before they could: by its log's last error.
+
+    Without it the run would keep the state of an earlier start.
+    """
+    with contextlib.suppress(UserError, OSError):
+        noted = read_json(note)
+        run = RunDir(noted["run"])
+        if _changed_ns(run) == noted["state_ns"] and _may_fail(run, noted["stage"]):
+            lines = read_as_shown(log)[-_TAIL_BYTES:].splitlines()
+            errors = [line[len("error: "):] for line in lines if line.startswith("error: ")]
+            write_failure(run, noted["stage"], Failure(
+                0, EXIT_FAILED, errors[-1] if errors else describe_exit(code)))
+
+
+def _may_fail(run: RunDir, stage: str) -> bool:
+    """Whether a run has failed with a command that did not come to open it: a training that another
+    process is at, or that is finished, has not. Of captions write_failure knows."""
+    return stage == "predict" or not (is_finished(run) or is_alive(run))
 
 
 def _changed_ns(run: RunDir) -> int:

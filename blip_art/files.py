@@ -404,6 +404,10 @@ class RunDir:
         """There while a job that was stopped waits to start again."""
         return self.slurm / f"again_{job_id}"
 
+    def job_follows(self, job_id: str) -> Path:
+        """Left by a job that ends until another one has started again: that one's id."""
+        return self.slurm / f"follows_{job_id}"
+
     @property
     def frozen_config(self) -> Path:
         """The configuration as it was submitted: a queued job must not see a later edit."""

@@ -16,12 +16,8 @@ from blip_art.distributed import World
 from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json, read_json_object, write_json
 from blip_art.manifest import sha256_of_file
+from blip_art.resume_checks import pairs_file
 from blip_art.score.coco import LONE_SURROGATES, references_by_id
-
-
-def pairs_file(config: Config, split: str) -> Path:
-    """The list of pictures and captions of 'train', 'val' or 'test'."""
-    return Path(config.data.annotations) / str(getattr(config.data, split))
 
 
 def readable_pairs(config: Config, run: RunDir, split: str, world: World) -> list[Pair]:

@@ -1,28 +1,39 @@
 """What has become of a run: its state, whether it still trains, what is scored, its best epoch.
 
     read_state(run).name == "finished" and all_scored(run); read_best(run).epoch
+    decide(read_facts(run)) == Verdict("failed", "rank 0 was ended by SIGKILL …")
 
 One answer for status, report, scorer, sweep, resume and demo. Needs the standard library only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
+import os
 import re
 import sys
+import time
 from pathlib import Path
-from typing import Any, List, Mapping, NamedTuple, Optional
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
+from blip_art.describe import duration
 from blip_art.errors import UserError
 from blip_art.files import Result, RunDir, open_regular, read_as_shown, read_json
-from blip_art.score.lock import is_held
+from blip_art.score.lock import is_held, owner
 from blip_art.score.summary import Summaries
+from blip_art.work import Work, read_work
 
 UNREADABLE = "unreadable"
 # What chooses the best epoch: the highest sum of these, by the names they have in score files.
 BEST_RULES = {"cider+bleu_4": ("CIDEr", "Bleu_4"), "spice": ("SPICE",), "cider": ("CIDEr",)}
 DEFAULT_RULE = "cider+bleu_4"
+# A run of which no process is known: said from here on, and given up after as long as the follower
+# waits for it.
+_SILENT_S, _LOST_S = 15 * 60, 60 * 60
+# The clocks of a file system and of Slurm's controller differ by less; no start is as short.
+_CLOCKS_S = 2.0
 
 
 class State(NamedTuple):
@@ -37,6 +48,10 @@ class State(NamedTuple):
     """How many are planned."""
     damaged: bool = False
     """Unreadable because of what is in the file, not because of the file system."""
+    job: str = ""
+    """The Slurm job that wrote it; '' where none did."""
+    start: Optional[int] = None
+    """Which of the job's starts wrote it, from 0."""
 
 
 class Best(NamedTuple):
@@ -50,6 +65,12 @@ class Best(NamedTuple):
         """'epoch 03 by spice = 0.212'."""
         value = "" if self.value is None else f" = {self.value:.3f}"
         return f"epoch {self.epoch:02d} by {self.rule}{value}"
+
+
+def is_run_folder(run: RunDir) -> bool:
+    """Whether anything was computed there, so that a report can be made of it."""
+    return (any(path.exists() for path in (run.config, run.state, run.train_log))
+            or bool(run.predicted() or run.scored()))
 
 
 # State -------------------------------------------------------------------------------------
@@ -67,7 +88,18 @@ def read_state(run: RunDir) -> State:
         return State(UNREADABLE, f"{run.state} does not say 'state'; remove it, training writes "
                      "it again", damaged=True)
     return State(said["state"], str(said.get("why") or ""), _count(said.get("epoch")),
-                 _count(said.get("epochs")))
+                 _count(said.get("epochs")), job=str(said.get("job") or ""),
+                 start=_count(said.get("start")))
+
+
+def this_start(environ: Mapping[str, str] = os.environ) -> Dict[str, Any]:
+    """What state.json says of the job that writes it; {} outside of Slurm."""
+    if "SLURM_JOB_ID" not in environ:
+        return {}
+    array = environ.get("SLURM_ARRAY_JOB_ID")
+    return {"job": (f"{array}_{environ.get('SLURM_ARRAY_TASK_ID', '')}" if array
+                    else environ["SLURM_JOB_ID"]),
+            "start": int(environ.get("SLURM_RESTART_COUNT") or 0)}
 
 
 def is_finished(run: RunDir) -> bool:
@@ -86,6 +118,134 @@ def is_alive(run: RunDir) -> Optional[bool]:
 
 def _count(value: Any) -> Optional[int]:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+# Decision ----------------------------------------------------------------------------------
+
+
+class Facts(NamedTuple):
+    """What one run folder says of itself."""
+
+    run: RunDir
+    state: State
+    work: Work
+    written_s: float
+    """When state.json was written; 0 if there is none."""
+    alive: Optional[bool]
+    """Whether a process trains here; None where nobody knows."""
+    silent_s: float
+    """Seconds since the run last wrote its state, its log or a checkpoint."""
+
+
+class Verdict(NamedTuple):
+    """pending, running; then finished, stopped, failed, cancelled or lost; and why."""
+
+    state: str
+    why: str = ""
+
+
+def read_facts(run: RunDir, jobs: Optional[Sequence[Mapping[str, Any]]] = None) -> Facts:
+    """All that the folder says, without asking anybody.
+
+    Args:
+        jobs: the rows of jobs.json, where they have been read; a damaged list counts as none.
+    """
+    state = read_state(run)
+    times = [_modified(path) for path in (run.state, run.train_log, run.last_checkpoint)]
+    return Facts(run, state, read_work(run, jobs), times[0],
+                 None if state.name == "finished" else is_alive(run),
+                 time.time() - max(times) if any(times) else 0.0)
+
+
+def is_of_newest_start(facts: Facts) -> bool:
+    """Whether state.json is the word of the newest start of the newest job, and not of one before,
+    which it still is when a start ends before it can write."""
+    state, work = facts.state, facts.work
+    if state.job in work.earlier:
+        return False
+    if work.started_s:
+        return facts.written_s > work.started_s - _CLOCKS_S
+    if state.job == work.job_id and None not in (state.start, work.start):
+        return bool(state.start == work.start)
+    # An older version did not write the job, and a training by hand is in none.
+    return state.job == work.job_id or facts.written_s >= work.submitted_s
+
+
+def decide(facts: Facts) -> Verdict:
+    """What has become of a run: the one answer that status and report show."""
+    state, work = facts.state, facts.work
+    is_new = is_of_newest_start(facts)
+    if work.phase in ("pending", "running"):
+        if work.phase == "running" and is_new and state.name in ("finished", "failed", "stopped"):
+            return Verdict(state.name, _joined(state.why, f"job {work.job_id} has not ended yet"))
+        return Verdict(work.phase, f"job {work.job_id}")
+    if state.name in ("finished", UNREADABLE):
+        return Verdict(state.name, state.why)
+    if facts.alive:
+        return Verdict("running", f"process {owner(facts.run.training_lock)}")
+    if not work.job_id:
+        return _decide_without_job(facts)
+    if is_new and state.name == "failed":
+        return Verdict("failed", _joined(state.why, f"job {work.job_id}: {work.how}" * (
+            work.how not in state.why and not work.how.startswith("exit code"))))
+    if work.cancelled:
+        return Verdict("cancelled", f"job {work.job_id} was cancelled; 'launch.py resume' goes on")
+    if work.waits and not work.phase:
+        return Verdict("pending", f"job {work.job_id} was stopped and waits to start again")
+    if is_new and state.name == "stopped":
+        return Verdict("stopped", work.note or state.why)
+    if work.phase == "ended":
+        return _decide_ended(facts, is_new)
+    return _decide_unasked(facts, is_new)
+
+
+def _decide_ended(facts: Facts, is_new: bool) -> Verdict:
+    """The job has ended, and its newest start has not said how."""
+    work = facts.work
+    if work.how:
+        return Verdict("failed", f"job {work.job_id}: {work.how}")
+    if work.ended_well and work.stage != "train":
+        return Verdict("finished")
+    if work.ended_well and not (is_new and facts.state.name):
+        return Verdict("failed", f"job {work.job_id} ended; 'launch.py logs' shows its words")
+    return Verdict("lost", f"job {work.job_id} ended without a word; 'launch.py logs' shows its "
+                           "last, 'launch.py resume' goes on")
+
+
+def _decide_unasked(facts: Facts, is_new: bool) -> Verdict:
+    """Nobody knows whether the job still waits or runs."""
+    state, work = facts.state, facts.work
+    if state.name == "running" and facts.alive is False:
+        return _decide_without_job(facts)
+    if not state.name or is_new:
+        return Verdict(state.name or "submitted", state.why)
+    return Verdict("submitted", f"job {work.job_id}; before it: {_joined(state.name, state.why)}")
+
+
+def _decide_without_job(facts: Facts) -> Verdict:
+    """No job is known. A state.json that says running may be of a process that was killed or had no
+    disk left, and could not take it back."""
+    state, run = facts.state, facts.run
+    if state.name != "running":
+        return Verdict(state.name or "new", state.why)
+    if facts.alive is False:
+        return Verdict("lost", f"its process {owner(run.training_lock)} is gone and did not say "
+                               f"why (killed, or a full disk): 'launch.py logs {run.path}', then "
+                               "start it again")
+    silence = f"has written nothing for {duration(facts.silent_s)}"
+    if facts.silent_s > _LOST_S:
+        return Verdict("lost", f"{silence}, and no process of it is known: start it again")
+    return Verdict("running", silence if facts.silent_s > _SILENT_S else state.why)
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
+
+
+def _modified(path: Path) -> float:
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
 
 
 # Scores ------------------------------------------------------------------------------------

@@ -8,9 +8,12 @@ traceback, below which a rank's one-line message is hard to find.
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import logging
+import socket
 import sys
-from typing import List, Tuple
+from typing import Iterator, List, Tuple
 
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing import SignalException
@@ -28,7 +31,8 @@ def main(argv: List[str]) -> int:
     # Or Python 3.11 takes the ranks' own --run for an abbreviation of torchrun's --run-path.
     parser.allow_abbrev = False
     args = parser.parse_args(argv)
-    with run_note() as note:
+    with run_note([args.training_script, *args.training_script_args]) as note, \
+            static_rendezvous(args):
         try:
             run.run(args)
         except SignalException:
@@ -40,6 +44,24 @@ def main(argv: List[str]) -> int:
             print(f"error: {write_killed(note, rank, -code)}", file=sys.stderr)
             return 128 - code
     return 0
+
+
+@contextlib.contextmanager
+def static_rendezvous(args: argparse.Namespace) -> Iterator[None]:
+    """Let --standalone mean a free port and no more.
+
+    torch's own --standalone keeps a pickle in a store that everybody who reaches the port may list
+    and write, and unpickles what it finds there every few seconds.
+    """
+    with socket.socket() as held:
+        if args.standalone:
+            # Bound, but not listening: the store can take the port, and the system gives it to
+            # nobody else meanwhile.
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind(("", 0))
+            args.standalone, args.rdzv_backend, args.rdzv_endpoint = False, "static", ""
+            args.master_addr, args.master_port = "localhost", held.getsockname()[1]
+        yield
 
 
 def first_failure(error: ChildFailedError) -> Tuple[int, int]:

@@ -10,10 +10,13 @@
 # start is not the run's fault, and where Slurm queues a job again by itself nothing is counted.
 # FOLDER/progress_JOBID, which a training writes as it starts, names what is to be newer. Whoever
 # follows the job finds FOLDER/ended_JOBID with its exit code, or FOLDER/again_JOBID while it waits
-# to start again; elements of arrays, which nobody follows, leave none.
-# What the job runs is in FOLDER/submitit under its submission's name; launch.py deletes that when it
-# gives a submission up of which Slurm may have the job. What singularity/run.sh made in $SCRATCH is
-# removed, on every node of the job.
+# to start again. Both have the number of the start, too, and in a second line why it was not queued
+# again: 'launch.py status' and the report show that. A follower does not hold its node for a job
+# that waits: it leaves FOLDER/follows_JOBID with that one's id, and is queued again here to start
+# when that one does.
+# What the job runs is in FOLDER/submitit under its submission's name; launch.py deletes that when
+# it gives a submission up of which Slurm may have the job. What singularity/run.sh made in $SCRATCH
+# is removed, on every node of the job.
 set -euo pipefail
 folder=${1:?folder of the requests} max=${2:?most restarts}
 : "${3:?command to run}" "${SLURM_JOB_ID:?run by a batch script of Slurm}"
@@ -24,6 +27,7 @@ job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 restarts=${SLURM_RESTART_COUNT:-0}
 progress=$folder/progress_$SLURM_JOB_ID idle=$folder/idle_$SLURM_JOB_ID
+follows=$folder/follows_$SLURM_JOB_ID leader=""
 most_idle=3 fair_s=${BLIP_ART_FAIR_S:-600}
 
 told="" interrupted=""
@@ -31,7 +35,7 @@ told="" interrupted=""
 note() { told=$1 interrupted=yes; echo "$1" >"$stop"; }
 trap 'note SIGUSR2' USR1 USR2
 trap 'note SIGTERM' TERM
-note_end() { [[ ${SLURM_ARRAY_JOB_ID:-} ]] || echo "$1" >"$folder/$2_$job" || true; }
+note_end() { printf '%s\n' "$1 $restarts" ${3:+"$3"} >"$folder/$2_$job" || true; }
 remove_scratch() {
     local remove
     remove=$(dirname "${BASH_SOURCE[0]}")/../singularity/remove_scratch.sh
@@ -42,7 +46,7 @@ remove_scratch() {
         timeout 5 srun --overlap --export=ALL --ntasks="$SLURM_JOB_NUM_NODES" \
             --ntasks-per-node=1 --cpus-per-task=1 bash "$remove" 2>/dev/null || true
 }
-rm -f "$stop" "$request" "$progress" "$folder/ended_$job" "$folder/again_$job"
+rm -f "$stop" "$request" "$progress" "$follows" "$folder/ended_$job" "$folder/again_$job"
 ((restarts)) || rm -f "$idle"  # numbers of jobs come round again
 pickle=$folder/submitit/${job}_submitted.pkl
 if [[ ${BLIP_ART_SUBMISSION:-} && ! -e $pickle ]]; then
@@ -81,11 +85,30 @@ count_idle() {  # starts in a row, up to this one, that gave nothing new
     ((count >= most_idle)) || return 0
     gives_up="stopped $count times in a row before there was a new checkpoint or new captions:"
     gives_up+=" give it more time ('launch.py train … --time MIN'), or look at its logs"
-    if printf '{"state": "failed", "why": "%s"}\n' "$gives_up" >"$state.$job.tmp"; then
+    if printf '{"state": "failed", "why": "%s", "job": "%s", "start": %s}\n' "$gives_up" "$job" \
+        "$restarts" >"$state.$job.tmp"; then
         mv "$state.$job.tmp" "$state" || true
     fi
 }
 gives_up="" counted=""
+
+comes_back() {  # whether the job that was followed is to start again, or has
+    local state="" attempt
+    for ((attempt = 1; attempt <= 60; attempt++)); do
+        if state=$(squeue --noheader --jobs="$leader" --format=%T 2>&1); then
+            case $state in
+                PENDING | REQUEUE*) return 0 ;;
+                RUNNING | CONFIGURING | SUSPENDED) ((attempt < 20)) || return 0 ;;
+                COMPLETING | STAGE_OUT | SIGNALING | STOPPED) ;;  # and then perhaps PENDING
+                *) return 1 ;;
+            esac
+        elif [[ $state == *[Ii]nvalid\ job\ id* ]]; then
+            return 1
+        fi
+        sleep "${BLIP_ART_RETRY_S:-5}"
+    done
+    return 1
+}
 "$@" &
 step=$!
 while :; do
@@ -95,21 +118,29 @@ while :; do
 done
 remove_scratch
 
+[[ ! -e $follows ]] || leader=$(<"$follows")
+if [[ $leader ]] && ! comes_back; then
+    echo "job $leader, which this one follows, has ended"
+    leader=""
+fi
 if [[ -e $request ]]; then
     reason=$(<"$request")
 elif ((code)) && [[ $told ]]; then
     reason=$told
 elif ((code == 140 || code == 143)); then
     reason="$([[ $code == 140 ]] && echo SIGUSR2 || echo SIGTERM) before it could listen"
+elif [[ $leader ]]; then
+    reason="job $leader, which it follows, waits in the queue"
 fi
-rm -f "$stop" "$request"
+rm -f "$stop" "$request" "$follows"
 [[ ${reason:-} ]] || { note_end "$code" ended; exit "$code"; }
 echo "job $job was stopped: $reason"
 ((code)) || code=130
 if ((restarts >= max)); then
     echo "job $job was queued again $restarts times, which is the site's limit (max_requeues);" \
         "'launch.py resume' goes on by hand"
-    note_end "$code" ended
+    note_end "$code" ended \
+        "limit of restarts reached ($max, max_requeues); 'launch.py resume' goes on"
     exit "$code"
 fi
 # At a time limit many jobs end in the same minute, and the controller may be slow to answer.
@@ -129,7 +160,12 @@ for ((attempt = 1; attempt <= 18; attempt++)); do
             exit 1
         fi
         note_end "$code" again  # before: Slurm may end this script at once
+        # What is left to do here, in the seconds until Slurm kills this script.
+        [[ ! $leader ]] || trap '' TERM
         if scontrol requeue "$job"; then
+            if [[ $leader ]]; then
+                scontrol update "jobid=$job" "dependency=after:$leader" || true
+            fi
             echo "job $job is queued again (restart $((restarts + 1)) of at most $max)"
             trap - TERM
             sleep "${BLIP_ART_WAIT_S:-60}"  # Slurm ends this script; its own end would be the job's
@@ -140,5 +176,5 @@ for ((attempt = 1; attempt <= 18; attempt++)); do
 done
 echo "job $job could not be queued again, Slurm does not answer; 'launch.py resume' goes on by hand"
 rm -f "$folder/again_$job"
-note_end "$code" ended
+note_end "$code" ended "could not be queued again, Slurm did not answer; 'launch.py resume' goes on"
 exit "$code"

@@ -28,6 +28,7 @@ from tests.score_data import write_vocabulary
 HOST = os.uname().nodename
 GONE = 2**22 + 1  # above every process number
 DEFAULT = [kind for kind in KINDS if kind != "weights"]
+PICKLE = "train-0123456789abcdef_0.pkl"
 LEFT = "a user's own file"
 
 
@@ -44,7 +45,7 @@ def make_run(path: Path, state: str = "finished", job: str = "") -> RunDir:
         write_text(path, "c" * 5000)
     write_json(run.code / "snapshot.json", {})
     write_text(run.code / "blip_art" / "a.py", "")
-    for name in ("12_submitted.pkl", "12_0_result.pkl", "12_0_log.out", "mine.pkl"):
+    for name in ("12_submitted.pkl", "12_0_result.pkl", "12_0_log.out", "mine.pkl", PICKLE):
         write_text(run.slurm / "submitit" / name, "p")
     write_text(run.checkpoints / f".last.pt.{HOST}.{GONE}.tmp", "half")
     write_text(run.checkpoints / f".last.pt.{HOST}.{os.getpid()}.tmp", "being written")
@@ -71,7 +72,7 @@ def test_a_finished_run_loses_only_what_is_known(tmp_path: Path) -> None:
     run = make_run(tmp_path / "art")
     found = survey([run], slurm(), DEFAULT)
     assert names(found) == {"last.pt", "previous.pt", "code", "12_submitted.pkl",
-                            "12_0_result.pkl", f".last.pt.{HOST}.{GONE}.tmp"}
+                            "12_0_result.pkl", PICKLE, f".last.pt.{HOST}.{GONE}.tmp"}
     assert {one.kind: one.size for one in found.items}["checkpoints"] == 10_000
     before = {path for path in run.path.rglob("*") if path.is_file()}
     freed, problems = remove(found.items)
@@ -123,6 +124,27 @@ def test_what_is_being_scored_or_trained_is_left_alone(tmp_path: Path) -> None:
             assert freed == 0
             assert "somebody works in it" in problems[0]
     assert run.last_checkpoint.exists()
+
+
+@pytest.mark.parametrize("where", ["art", "."])
+def test_a_submission_without_an_answer_may_be_a_job(tmp_path: Path, where: str) -> None:
+    run = make_run(tmp_path / "art")
+    write_json(RunDir(tmp_path / where).pending, [])
+    found = survey([run], slurm(), KINDS)
+    assert not found.items
+    assert "a submission is still open" in found.kept[0][1]
+
+
+def test_code_that_a_process_imports_stays(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "art")
+    captioning = subprocess.Popen(["sleep", "60"], env={"PYTHONPATH": str(run.code)})
+    try:
+        found = survey([run], slurm(), KINDS)
+    finally:
+        captioning.kill()
+        captioning.wait()
+    assert not found.items
+    assert found.kept[0][1] == "a process works in it"
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:

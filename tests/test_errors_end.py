@@ -145,5 +145,6 @@ def test_a_task_of_a_step_that_is_killed_is_recorded(tmp_path: Path) -> None:
              "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"})
     why = "rank 1 was ended by SIGKILL (often: not enough memory)"
     assert done.returncode == 137
-    assert read_json(tmp_path / "run" / "state.json") == {"state": "failed", "why": why}
+    assert read_json(tmp_path / "run" / "state.json") == {
+        "state": "failed", "why": why, "job": "7", "start": 0}
     assert (tmp_path / "log").read_text().splitlines()[-1] == f"error: {why}"

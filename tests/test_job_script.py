@@ -66,16 +66,17 @@ def test_a_job_that_ends_by_itself_keeps_its_code(slurm: FakeSlurm, code: int) -
 
 def test_followers_are_told_of_the_end_and_of_the_wait(slurm: FakeSlurm) -> None:
     slurm.run("exit 3")
-    assert (slurm.folder / "ended_7").read_text() == "3\n"
+    assert (slurm.folder / "ended_7").read_text() == "3 0\n"
     request = f"echo SIGTERM >{slurm.folder}/requeue_7; exit 130"
     slurm.run(request)
     assert (slurm.folder / "again_7").exists()
     assert not (slurm.folder / "ended_7").exists()
     slurm.run(request, SLURM_RESTART_COUNT="3")
     assert not (slurm.folder / "again_7").exists()
-    assert (slurm.folder / "ended_7").exists()
+    assert (slurm.folder / "ended_7").read_text() == (
+        "130 3\nlimit of restarts reached (3, max_requeues); 'launch.py resume' goes on\n")
     slurm.run("exit 3", SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="0")
-    assert not (slurm.folder / "ended_5_0").exists()
+    assert (slurm.folder / "ended_5_0").read_text() == "3 0\n"
 
 
 def test_a_request_is_answered_however_often_slurm_fails_first(slurm: FakeSlurm) -> None:
@@ -145,7 +146,7 @@ def test_starts_without_a_new_checkpoint_are_not_repeated_for_ever(slurm: FakeSl
     state = read_state(RunDir(run))
     assert state.name == "failed"
     assert state.why in said
-    assert (slurm.folder / "ended_7").read_text() == "1\n"
+    assert (slurm.folder / "ended_7").read_text() == "1 2\n"
     assert "is queued again" in start(0)  # another job of this number
 
 
@@ -155,6 +156,29 @@ def test_half_of_a_short_time_limit_is_enough_of_a_start(slurm: FakeSlurm) -> No
         slurm.run(f"printf 'a\\nb\\nc\\n' >{slurm.folder}/progress_7; sleep 1.1; "
                   f"echo SIGUSR2 >{slurm.folder}/requeue_7", SLURM_RESTART_COUNT="1")
     assert (slurm.folder / "idle_7").read_text() == "2\n"
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
+def test_a_follower_leaves_its_node_until_training_starts_again(slurm: FakeSlurm,
+                                                                state: str) -> None:
+    slurm.put("squeue", f'[[ $* == *--jobs=6* ]] && echo {state} || echo RUNNING')
+    code, said = slurm.run(f"echo 6 >{slurm.folder}/follows_7")
+    assert code == 130
+    assert "job 7 was stopped: job 6, which it follows, waits in the queue" in said
+    calls = [line.partition(" ")[2] for line in (slurm.folder / "calls").read_text().splitlines()
+             if "scontrol" in line]
+    assert calls == ["requeue 7", "update jobid=7 dependency=after:6"]
+    assert not (slurm.folder / "follows_7").exists()
+
+
+@pytest.mark.parametrize("answer", [
+    "echo CANCELLED", "true", "echo slurm_load_jobs error: Invalid job id specified; exit 1"])
+def test_a_follower_of_a_job_that_is_gone_ends(slurm: FakeSlurm, answer: str) -> None:
+    slurm.put("squeue", f'[[ $* == *--jobs=6* ]] || {{ echo RUNNING; exit; }}; {answer}')
+    code, said = slurm.run(f"echo 6 >{slurm.folder}/follows_7; exit 1")
+    assert (code, slurm.requeued()) == (1, [])
+    assert "job 6, which this one follows, has ended" in said
+    assert (slurm.folder / "ended_7").read_text() == "1\n"
 
 
 def test_an_element_of_an_array_is_named_as_such(slurm: FakeSlurm) -> None:

@@ -160,3 +160,25 @@ def test_torchrun_ends_with_the_failed_ranks_code(
                           capture_output=True, check=False, timeout=100,
                           env={"OMP_NUM_THREADS": "1"})
     assert (done.returncode, done.stderr) == (code, said)
+
+
+STORES = """
+import os
+from torch.distributed import TCPStore
+
+parent = f"/proc/{os.getppid()}/fd/"
+own = {os.readlink(parent + name) for name in os.listdir(parent)}
+rows = [line.split() for name in ("tcp", "tcp6") for line in open("/proc/net/" + name)]
+ports = {int(row[1].rpartition(":")[2], 16) for row in rows
+         if row[3] == "0A" and f"socket:[{row[9]}]" in own}
+print(len(ports), [key for port in ports for key in TCPStore("localhost", port).list_keys()
+                   if "rendezvous" in key])
+"""
+
+
+def test_torchrun_offers_no_pickle_to_whoever_reaches_its_port(repo: Path, tmp_path: Path) -> None:
+    (tmp_path / "rank.py").write_text(STORES)
+    done = subprocess.run([sys.executable, "-m", "blip_art.torchrun", "--standalone",
+                           "--nproc_per_node=1", str(tmp_path / "rank.py")], cwd=repo, text=True,
+                          capture_output=True, check=False, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "1 []\n"), done.stderr

@@ -24,10 +24,11 @@ from blip_art.cluster.record import read_jobs
 from blip_art.cluster.sending import Unknown, is_refusal
 from blip_art.cluster.site import load_site
 from blip_art.cluster.slurm import Completed, ControllerDown, Slurm
-from blip_art.cluster.status import cancelled_jobs, find_runs, survey
+from blip_art.cluster.status import find_runs, survey
 from blip_art.cluster.submit import Submission, submit
 from blip_art.errors import UserError
 from blip_art.files import RunDir
+from blip_art.work import cancelled_jobs
 
 SUBMIT = '''n=$(($(cat n 2>/dev/null || echo 10) + 1)); echo $n >n; echo "$n|$1" >>queue
 '''
@@ -76,12 +77,13 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     return fake
 
 
-def submit_training(name: str = "art") -> dict[str, str]:
+def submit_training(name: str = "art", cluster: str = "") -> dict[str, str]:
     """A training, its follower, scores and a report."""
     Path("mine.yaml").write_text("partition: gpu\ncontainer: ''\n")
     site, run = load_site("mine.yaml"), RunDir(f"runs/{name}")
     stages = train_stages(slurm_place(site, run.code), run, "a.yaml")
-    return submit(stages, Submission(site, run.code, run.slurm, ("train", "a.yaml")))
+    return submit(stages, Submission(site, run.code, run.slurm, ("train", "a.yaml"),
+                                     cluster=cluster))
 
 
 def pickles(run: RunDir) -> list[str]:
@@ -170,6 +172,14 @@ def test_a_job_that_starts_before_its_answer_finds_what_it_runs(slurm: FakeSlurm
     assert link.exists()
 
 
+def test_a_job_that_has_started_is_found_without_a_queue(slurm: FakeSlurm) -> None:
+    slurm.put("squeue", SILENT)
+    # As job.sh does on the node.
+    link = 'ln -s "$(basename "${1%.sh}")_0.pkl" "$(dirname "$1")/${n}_submitted.pkl"\n'
+    slurm.put_once("sbatch", 1, SUBMIT + link + LOST, SUBMIT + ANSWER)
+    assert submit_training()["train"] == "11"
+
+
 KILLED = """\
 import sys; sys.path.insert(0, sys.argv[1])
 from tests.test_lost_answers import submit_training
@@ -227,6 +237,21 @@ def test_what_never_came_is_forgotten(slurm: FakeSlurm) -> None:
     assert read_pending(folder) == [pending.__class__(**{**vars(pending), "withdrawn": True})]
     assert "never had" in settle(folder, Slurm(), now=pending.began + FORGOTTEN_S + 1)[0]
     assert not RunDir("runs/art").pending.exists()
+
+
+def test_what_was_sent_to_another_cluster_is_left_to_it(slurm: FakeSlurm) -> None:
+    slurm.put("sbatch", SUBMIT + LOST)
+    slurm.put("squeue", SILENT)
+    with pytest.raises(Unknown):
+        submit_training(cluster="one")
+    folder = RunDir("runs/art").slurm
+    [pending] = read_pending(folder)
+    slurm.put("squeue", "cat queue\n")
+    slurm.put("scontrol", "echo 'ClusterName = two'\n")
+    assert "on cluster one" in settle(folder, Slurm(), now=pending.began + 2 * FORGOTTEN_S)[0]
+    assert read_pending(folder)
+    slurm.put("scontrol", "echo 'ClusterName = one'\n")
+    assert "job 11 is cancelled" in settle(folder, Slurm())[0]
 
 
 def test_a_refused_job_leaves_nothing_and_is_not_looked_for(slurm: FakeSlurm) -> None:

@@ -10,6 +10,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -161,6 +163,7 @@ def test_a_cancelled_run_is_submitted_again_behind_its_own_end(
     write_json(RunDir("runs/a").jobs, [{**asdict(job), "user": "me"}])
     assert "cancelled train job 7 (completing)" in launch("cancel", "runs/a")
     write_text("runs/a/code/blip_art/errors.py", "# as it was\n")
+    assert "the checkout's are used" in launch("resume", "runs/a", "--dry-run")
     said = launch("resume", "runs/a", "--time", "77", "--code", "frozen")
     assert "1 job ended but not yet on all nodes (7)" in said
     assert "1 file of the code changed since" in said
@@ -205,6 +208,23 @@ def test_what_is_no_job_or_address_is_refused(words: list[str], message: str) ->
     extras.add_arguments(parser.add_argument_group("slurm"))
     with pytest.raises(UserError, match=re.escape(message)):
         extras.check_arguments(parser.parse_args(words))
+
+
+@pytest.mark.parametrize(("after", "message"), [
+    ("12,afterany:13,14,15_2", ""),
+    ("99", "Slurm knows no job 99"),
+    ("13", "job 13 is failed, and nothing starts after that; 'afterany:13' does"),
+    ("15", "job 15 is timeout")])
+def test_a_job_that_nothing_can_wait_for_is_refused(after: str, message: str) -> None:
+    queue = [["12", "RUNNING"], ["15_2", "PENDING"]]
+    ended = [["13", "FAILED"], ["14", "COMPLETED"], ["15_1", "TIMEOUT"], ["15_2", "FAILED"]]
+
+    def door(argv: Sequence[str]) -> Completed:
+        return Completed(0, "".join(
+            f"{job}|{job}|{state}|||||||\n" for job, state in queue) if argv[0] == "squeue" else
+            "".join(f"{job}|{state}|0:0|1||||\n" for job, state in ended))
+    with pytest.raises(UserError, match=re.escape(message)) if message else nullcontext():
+        extras.check_jobs(after, Slurm(door), has_sacct=True)
 
 
 def test_what_is_repeated_does_not_wait_again() -> None:

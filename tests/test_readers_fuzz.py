@@ -25,9 +25,10 @@ from hypothesis import strategies as st
 
 from blip_art.cluster.record import Submitted, read_jobs, record_jobs
 from blip_art.cluster.resume import Changes, job_to_repeat, words_to_repeat
+from blip_art.cluster.rows import as_json, shown
 from blip_art.cluster.site import load_site
 from blip_art.cluster.slurm import Completed, Slurm
-from blip_art.cluster.status import as_json, find_runs, shown, survey
+from blip_art.cluster.status import find_runs, survey
 from blip_art.cluster.sweep import load_sweep
 from blip_art.config import config_from_dict, dump_config, load_config
 from blip_art.data.datasets import ground_truth, load_pairs

@@ -26,9 +26,9 @@ from blip_art.cluster.resume import (
     words_to_repeat,
 )
 from blip_art.cluster.slurm import Completed, QueueRow, Slurm
-from blip_art.cluster.status import cancelled_note
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_text
+from blip_art.work import cancelled_note
 
 TRAIN = ("train", "a.yaml", "train.lr=1e-4", "--run", "runs/a", "--cluster", "slurm", "--site",
          "s.yaml", "--processes", "2", "--partition=long", "--no-score")

@@ -15,7 +15,7 @@ import pytest
 
 from blip_art.cluster.record import Submitted, record_jobs
 from blip_art.cluster.slurm import Completed, Slurm
-from blip_art.cluster.status import cancelled_note, survey
+from blip_art.cluster.status import survey
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_text
 from blip_art.report.__main__ import build
@@ -36,6 +36,7 @@ from blip_art.score.claims import TABLE, Claims
 from blip_art.score.lock import taken
 from blip_art.score.parse_cache import text_key
 from blip_art.score.summary import PER_PICTURE, Summaries, summary_first
+from blip_art.work import cancelled_note
 
 SCORES = {"split": "val", "epoch": 0, "metrics": {"SPICE": 0.5}, "failed": {},
           "per_image": {"a": {"SPICE": 0.5}}, "spice_counts": {"a": {"All": [1, 0, 0]}},

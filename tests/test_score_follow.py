@@ -197,6 +197,29 @@ def test_the_end_of_its_job_is_trainings_end_and_its_wait_in_the_queue_is_not(ru
     assert end.code == 1
 
 
+def test_a_follower_in_slurm_does_not_wait_for_a_queued_training(
+        run: RunDir, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [0.0]
+    write_json(run.jobs, [{"stage": "train", "job_id": "7"}, {"stage": "follow", "job_id": "8"}])
+    write_json(run.state, {"state": "stopped"})  # both are just starting again
+    write_text(run.job_waits("7"), "130")
+    by_state = until_state_ends(run, 2, lambda: seconds[0], while_queued=False)
+    run.job_waits("7").unlink()
+    write_json(run.state, {"state": "running"})
+    assert by_state() is None
+    seconds[0] = 120.0
+    silent = by_state()
+    assert silent
+    assert (silent.leader, silent.code) == ("7", 0)
+    predict(run, 0)
+    assert by_state() is None
+    write_json(run.state, {"state": "stopped", "why": "by a signal"})
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert Follower(run, engine, by_state, poll_s=0.01).follow() == 0
+    assert run.job_follows("8").read_text() == "7\n"
+    assert run.scores("val", 0).exists()
+
+
 def test_a_state_that_cannot_be_read_for_a_moment_is_no_end(run: RunDir) -> None:
     ending = until_state_ends(run)
     run.state.unlink()

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from blip_art.cluster.record import Submitted, record_jobs
+from blip_art.cluster.rows import Row, as_json, shown
 from blip_art.cluster.slurm import (
     Completed,
     ControllerDown,
@@ -26,7 +27,7 @@ from blip_art.cluster.slurm import (
     clean_environment,
     seconds_of,
 )
-from blip_art.cluster.status import Row, as_json, find_runs, shown, survey
+from blip_art.cluster.status import find_runs, survey
 from blip_art.cluster.table import table
 from blip_art.describe import duration
 from blip_art.errors import UserError
@@ -58,7 +59,7 @@ def make_run(folder: Path, state: str = "", epochs: int = 0, job: str = "") -> R
     if epochs:
         write_json(run.best, {"epoch": 0, "rule": "spice", "value": .2})
     if job:
-        record_jobs(run, [Submitted("train", job, gpus=4, submitted="2026-11-24T02:00:00+0000")])
+        record_jobs(run, [Submitted("train", job, gpus=4, submitted="2024-11-24T02:00:00+0000")])
     return run
 
 
@@ -77,8 +78,8 @@ def test_a_run_without_slurm_is_read_from_its_folder(tmp_path: Path) -> None:
     rows, notes = survey([make_run(tmp_path / "art", "finished", 3)], answers())
     assert notes == []
     assert rows[0] == Row(str(tmp_path / "art"), "finished", epochs_done=3, epochs=10, loss=2.8,
-                          spice=.22, best_spice=.2, best_epoch=0, gpu_hours=None,
-                          gpu_hours_exact=False)
+                          spice=.22, best_spice=.2, best_epoch=0, best_rule="spice", best_value=.2,
+                          gpu_hours=None, gpu_hours_exact=False)
 
 
 def test_the_queue_tells_why_a_run_waits(tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_a_job_that_waits_for_another_names_its_stage(tmp_path: Path) -> None:
     record_jobs(run, [Submitted("score", "13")])
     waits = "13|13|PENDING|Dependency|0:00|1:00:00|N/A||cpu|afterok:12(unfulfilled)\n"
     row = row_of(run, answers(squeue=Completed(0, waits), sacct=NO_ACCOUNTS))
-    assert row.why == "waits for train (job 12)"
+    assert (row.state, row.why) == ("finished", "score pending: waits for train (job 12)")
 
 
 def test_training_decides_the_state_of_a_run_that_is_also_scored(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_training_decides_the_state_of_a_run_that_is_also_scored(tmp_path: Path)
 @pytest.mark.parametrize(("account", "state", "word"), [
     ("TIMEOUT|0:0", "failed", "time limit"), ("OUT_OF_MEMORY|0:125", "failed", "mem_gb"),
     ("NODE_FAIL|1:0", "failed", "node failed"), ("FAILED|2:0", "failed", "exit code 2"),
-    ("FAILED|0:9", "failed", "killed by signal 9"), ("COMPLETED|0:0", "lost", "without a word"),
+    ("FAILED|0:9", "failed", "ended by SIGKILL"), ("COMPLETED|0:0", "lost", "without a word"),
     ("CANCELLED by 1000|0:0", "cancelled", "resume")])
 def test_a_run_that_says_running_but_has_no_job_is_told_by_accounting(
         tmp_path: Path, account: str, state: str, word: str) -> None:
@@ -287,7 +288,9 @@ def test_a_queued_run_that_was_cancelled_stays_cancelled_without_accounting(tmp_
 def test_a_job_that_is_not_the_runs_own_is_not_shown_as_it(tmp_path: Path, user: str, cluster: str,
                                                            state: str) -> None:
     run = make_run(tmp_path / "art", "stopped", 1)
-    record_jobs(run, [Submitted("train", "12", gpus=4, user=user, cluster=cluster)])
+    os.utime(run.state, (time.time() - 3600,) * 2)  # by an earlier start
+    record_jobs(run, [Submitted("train", "12", gpus=4, user=user, cluster=cluster,
+                                submitted="2024-11-24T02:00:00+0000")])
     queue = queue_line("12", "RUNNING").strip() + "|me|train-art\n"
     rows, notes = survey([run], answers(
         squeue=Completed(0, queue), scontrol=Completed(0, "ClusterName             = here\n"),

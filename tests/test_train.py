@@ -18,15 +18,16 @@ import torch
 from safetensors.torch import load_file
 
 from blip_art.config import load_config
-from blip_art.distributed import World
+from blip_art.distributed import Interrupted, World
 from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json, read_jsonl, write_json, write_text
 from blip_art.model.captioner import BlipCaptioner, build_captioner
 from blip_art.model.tokenizer import CaptionTokenizer
+from blip_art.rank_plan import RankPlan, plan_ranks
 from blip_art.readable import freeze_references, readable_pairs
 from blip_art.score.lock import taken
 from blip_art.train import heartbeat
-from blip_art.train.__main__ import main
+from blip_art.train.__main__ import Training, main
 from blip_art.train.batches import EpochBatches, steps_per_epoch
 from blip_art.train.faster import faster_steps
 from blip_art.train.setup import open_run, write_state
@@ -42,9 +43,9 @@ def config(tmp_path_factory) -> Path:
     return write_mini(tmp_path_factory.mktemp("mini"), train=2 * RANKS * STEPS, val=7)
 
 
-def start(config: Path, run: Path, *arguments: str) -> subprocess.Popen:
+def start(config: Path, run: Path, *arguments: str, ranks: int = RANKS) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "blip_art.torchrun", "--standalone", f"--nproc_per_node={RANKS}",
+        [sys.executable, "-m", "blip_art.torchrun", "--standalone", f"--nproc_per_node={ranks}",
          "-m", "blip_art.train", str(config), "--run", str(run), "train.batch_size=2", *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -230,9 +231,73 @@ def test_a_finished_training_without_checkpoints_does_not_begin_again(config, tm
         open_run(run, load_config(config), resume=True, world=ALONE)
 
 
-def test_another_number_of_ranks_is_named(undisturbed, config):
-    with pytest.raises(UserError, match="was started with 3 processes, not 1"):
-        open_run(undisturbed, load_config(config, ["train.batch_size=2"]), resume=True, world=ALONE)
+def stop_at_first_checkpoint(config, run, monkeypatch, *settings):
+    """One process, stopped in the middle of an epoch."""
+    save = Training.save
+
+    def save_and_stop(training, progress):
+        save(training, progress)
+        raise Interrupted
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "save", save_and_stop)
+        main([str(config), "--run", str(run.path), *settings, "train.save_every_min=0.0001"])
+    return torch.load(run.last_checkpoint, weights_only=True)["progress"]["step"]
+
+
+def test_more_ranks_go_on_with_what_one_began(config, tmp_path, monkeypatch):
+    """Four batches a step by one rank, then by two: of an epoch's last step one has none."""
+    settings = ["train.epochs=1", "train.accumulate=4", "train.schedule=step",
+                "train.warmup_steps=50", "train.batch_size=20"]  # nine batches an epoch
+    whole, run = RunDir(tmp_path / "whole"), RunDir(tmp_path / "run")
+    assert main([str(config), "--run", str(whole.path), *settings]) == 0
+    assert stop_at_first_checkpoint(config, run, monkeypatch, *settings) == 4
+    code, output = finish(start(config, run.path, *settings, "--resume", ranks=2))
+    assert code == 0, output
+    assert "goes on with 2 processes, 1 began it: train.accumulate is 2 instead of 4" in output
+    is_the_same_run(run, whole)
+    assert (read_json(run.manifest)["ranks"], read_json(run.manifest)["ranks_now"]) == (1, 2)
+
+
+def test_one_rank_goes_on_with_what_three_began(undisturbed, config, tmp_path):
+    run = RunDir(tmp_path / "stopped")
+    process = start(config, run.path, "train.save_every_min=0.0001")
+    while not run.last_checkpoint.exists():
+        assert process.poll() is None, finish(process)
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    code, output = finish(start(config, run.path, "--resume", ranks=1))
+    assert code == 0, output
+    is_the_same_run(run, undisturbed)
+
+
+def is_the_same_run(run, other):
+    """But for the order of sums."""
+    rows = [[{key: row[key] for key in ("epoch", "loss", "lr", "steps", "skipped_steps")}
+             for row in read_jsonl(one.train_log)] for one in (run, other)]
+    assert rows[0] == [{key: pytest.approx(value, rel=1e-5) for key, value in row.items()}
+                       for row in rows[1]]
+    last = run.saved_epochs()[-1]
+    ours, theirs = load_file(run.weights(last)), load_file(other.weights(last))
+    for name, weights in theirs.items():
+        assert torch.allclose(ours[name], weights, atol=2e-4), (name, ours[name] - weights)
+
+
+@pytest.mark.parametrize(("begun", "settings", "message"), [
+    (3, [], "begun with 3 processes .*takes 3 batches of 4 a step.*go on with 1 or 3 in all, or"),
+    (2, ["train.accumulate=3"], "takes 6 batches .*go on with 1, 2, 3 or 6 in all"),
+    (2, ["train.compile=cudagraphs"], "cudagraphs cannot accumulate .*go on with 2 in all"),
+    (-1, [], None), (4, [], None)])
+def test_ranks_that_cannot_share_a_batch_are_refused(config, tmp_path, begun, settings, message):
+    run, loaded = RunDir(tmp_path / "run"), load_config(config, settings)
+    write_json(run.manifest, {"ranks": begun})
+    assert plan_ranks(run, loaded, 4) == RankPlan(4, 4, loaded.train.accumulate)  # no checkpoint
+    write_json(run.last_checkpoint, [])
+    if message is None:
+        assert plan_ranks(run, loaded, 4).accumulate == 1
+    else:
+        with pytest.raises(UserError, match=message):
+            plan_ranks(run, loaded, 4)
 
 
 def test_changed_data_are_named(undisturbed, config, tmp_path):
@@ -418,6 +483,19 @@ def test_an_epoch_shares_the_pairs_among_the_ranks():
     assert len(set(seen)) == len(seen) == 8 * 4 * 3
     assert batches_of(103, 1, 3, start_step=5) == batches[1][5:]
     assert batches_of(103, 1, 3, epoch=3) != batches[1]
+
+
+@pytest.mark.parametrize(("begun", "accumulate", "ranks"), [(4, 1, 2), (1, 4, 2), (1, 4, 4)])
+def test_other_ranks_see_the_same_pictures_at_each_optimizer_step(begun, accumulate, ranks):
+    def groups(ranks, accumulate):
+        found: dict[int, set[tuple]] = {}
+        for rank in range(ranks):
+            batches = EpochBatches(103, 4, rank, ranks, 1, begun)
+            for step, batch in enumerate(batches):
+                if batches.has_part(step):
+                    found.setdefault(step // accumulate, set()).add(tuple(batch))
+        return found
+    assert groups(ranks, begun * accumulate // ranks) == groups(begun, accumulate)
 
 
 def test_a_set_smaller_than_one_batch_still_makes_a_step():

@@ -20,7 +20,7 @@ from typing import List, Mapping, Optional, Tuple
 
 from blip_art.cluster.jobs import Job, descendants, exit_code, signal_all
 from blip_art.errors import EXIT_FAILED, EXIT_INTERRUPTED
-from blip_art.failure import run_note, write_killed
+from blip_art.failure import named_run, run_note, write_killed, write_unsaid
 from blip_art.files import RunDir, write_text
 from blip_art.run_state import is_finished
 
@@ -186,7 +186,7 @@ def expand_nodes(listed: str) -> List[str]:
 def _run(job: Job, stop: StopNote, task: Task) -> int:
     log = Path(job.cwd, job.log)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab", buffering=0) as output, run_note() as note:
+    with open(log, "ab", buffering=0) as output, run_note(_at(job)) as note:
         if task.local_rank == 0:
             output.write(f"# {job.name}: job {task.name}, start {task.restart}, node "
                          f"{task.nodes[task.node]}, {time.strftime('%F %T')}\n".encode())
@@ -205,10 +205,19 @@ def _run(job: Job, stop: StopNote, task: Task) -> int:
                 number = signal.SIGUSR2 if job.layout else signal.SIGTERM
                 signal_all(descendants(os.getpid()), number)
             time.sleep(POLL_S)
-        if job.layout == "gpu" and child.returncode < 0:  # torchrun looks after its own ranks
+        if job.layout and child.returncode < 0:  # with 'node' torchrun itself, and all its ranks
             why = write_killed(note, task.rank, -child.returncode)
             output.write(f"error: {why}\n".encode())
+        elif job.layout and child.returncode and not stop:
+            write_unsaid(note, child.returncode, log)
     return exit_code(child.returncode)
+
+
+def _at(job: Job) -> List[str]:
+    """The command with its run folder as this process finds it."""
+    named = named_run(job.argv)
+    return [str(Path(job.cwd, word)) if named and word == named["run"] else word
+            for word in job.argv]
 
 
 def _deaf() -> None:

@@ -84,10 +84,14 @@ def train_stages(place: Place, run: RunDir, config: str, overrides: Sequence[str
 
 def eval_stages(place: Place, run: RunDir, options: Sequence[str], nodes: int = 1,
                 scored: bool = True) -> List[Stage]:
-    """Captions on the GPUs, then scores on the CPU."""
+    """Captions on the GPUs, then scores on the CPU, and the run's report with them."""
     predict = Stage("predict", (predict_job(place, run, options),), (run,), place.processes, nodes)
-    return [predict] + ([Stage("score", (score_job(place, run),), (run,),
-                               after=(("afterok", "predict"),))] if scored else [])
+    if not scored:
+        return [predict]
+    return [predict, Stage("score", (score_job(place, run),), (run,),
+                           after=(("afterok", "predict"),)),
+            Stage("collect", (collect_job(place, [run], run.path / "report", run.slurm),), (run,),
+                  after=(("afterany", "score"),))]
 
 
 def sweep_stages(place: Place, runs: Sequence[RunDir], trainings: Sequence[Job],
@@ -129,8 +133,9 @@ def submitit_parameters(site: Site, stage: Stage, dependency: str = "") -> Dict[
     """What submitit's SlurmExecutor is told; it refuses words it does not know."""
     gpu = stage.gpus > 0
     tasks = stage.gpus if gpu and site.layout == "gpu" else 1
-    cpus = (site.cpus_per_gpu * stage.gpus // tasks) if gpu else site.cpu_cpus
-    mem = site.mem_gb if gpu else site.cpu_mem_gb
+    cpus, mem = ((site.cpus_per_gpu * stage.gpus // tasks, site.mem_gb) if gpu else
+                 (min(site.follow_cpus, site.cpu_cpus), site.follow_mem_gb)
+                 if stage.kind == "follow" else (site.cpu_cpus, site.cpu_mem_gb))
     asked: Dict[str, Any] = {
         "job_name": job_name(stage), "account": site.account, "qos": site.qos,
         "partition": site.partition if gpu else site.cpu_partition or site.partition,

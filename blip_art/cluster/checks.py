@@ -54,7 +54,7 @@ def check_python() -> List[Check]:
     missing = [name for name in ("yaml", "submitit") if importlib.util.find_spec(name) is None]
     if missing:
         checks.append(fail(f"{sys.executable} has no {' and no '.join(missing)}",
-                           _install("pyyaml")))
+                           install_command("pyyaml")))
     return checks
 
 
@@ -68,11 +68,12 @@ def _submitit_version() -> List[Check]:
     if (1, 5, 4) <= numbers < (1, 6):
         return [ok(f"submitit {found}")]
     return [fail(f"submitit {found} is not what the image has",
-                 _install())]
+                 install_command())]
 
 
-def _install(*more: str) -> str:
-    """Debian 12 and newer refuse 'pip install --user'."""
+def install_command(*more: str) -> str:
+    """How this interpreter, or one like it, gets submitit and more packages; Debian 12 and newer
+    refuse 'pip install --user'."""
     inside = sys.prefix != sys.base_prefix
     python = sys.executable if inside else "~/blip/bin/python"
     words = f"{python} -m pip install {' '.join([repr(SUBMITIT), *more])}"

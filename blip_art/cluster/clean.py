@@ -44,7 +44,7 @@ KINDS: Dict[str, Kind] = {
     "scratch": Kind("scratch folders of jobs that are gone, on this machine", "nothing"),
     "weights": Kind("weights of epochs that are neither the best nor the last", "these weights: "
                     "no other captions can be made with them")}
-_PICKLE = re.compile(r"\d[\d_]*_(submitted|result)\.pkl")
+_PICKLE = re.compile(r"\d[\d_]*_(submitted|result)\.pkl|[a-z]+-[0-9a-f]{16}_\d+\.pkl")
 _TEMPORARY = re.compile(
     r"\.((last|previous)\.pt|epoch_\d+\.safetensors|\w+\.jsonl?|config\.yaml|output\.txt|"
     r"wrapper(_\d+)?\.sh|code)\..+\.\d+\.(tmp|old)")
@@ -79,12 +79,14 @@ def survey(runs: Sequence[RunDir], slurm: Slurm, kinds: Iterable[str], scratch: 
         scratch: the profile's; '' looks at none.
     """
     kinds = set(kinds)
-    reasons = dict(zip(runs, _reasons(runs, slurm)))
+    used = _environments()
+    reasons = dict(zip(runs, _reasons(runs, slurm, used)))
     free = [run for run in runs if not reasons[run]]
     found = [(run.path, _of_run(run)) for run in free]
-    found += [(folder, _of_sweep(RunDir(folder))) for folder in _sweeps(free)]
+    found += [(folder, _of_sweep(RunDir(folder))) for folder in _sweeps(free)
+              if os.fsencode((folder / "code").resolve()) not in used]
     if "scratch" in kinds and scratch:
-        found.append((Path(scratch), {"scratch": _of_scratch(Path(scratch), slurm)}))
+        found.append((Path(scratch), {"scratch": _of_scratch(Path(scratch), slurm, used)}))
     items = [Item(folder, kind, tuple(paths), *_measure(paths))
              for folder, by_kind in found for kind, paths in by_kind.items()
              if paths and kind in kinds]
@@ -140,8 +142,12 @@ def size_text(size: int) -> str:
     return f"{size / 1e6:.0f} MB" if size >= 10**6 else f"{-(-size // 1000)} kB"
 
 
-def _reasons(runs: Sequence[RunDir], slurm: Slurm) -> List[str]:
-    """Why each run keeps everything; '' for one that need not."""
+def _reasons(runs: Sequence[RunDir], slurm: Slurm, used: bytes) -> List[str]:
+    """Why each run keeps everything; '' for one that need not.
+
+    Args:
+        used: environments of this user's processes.
+    """
     problem, live = "", []
     try:
         live = living_jobs([run for run in runs if not _damage(run)], slurm)
@@ -149,10 +155,10 @@ def _reasons(runs: Sequence[RunDir], slurm: Slurm) -> List[str]:
         problem = "it was submitted, and no Slurm is here to say whether a job uses it"
     except SlurmError as error:
         problem = f"whether a job uses it is not known: {error}"
-    return [_reason(run, [one for one in live if one[0] is run], problem) for run in runs]
+    return [_reason(run, [one for one in live if one[0] is run], problem, used) for run in runs]
 
 
-def _reason(run: RunDir, live: Sequence[Live], problem: str) -> str:
+def _reason(run: RunDir, live: Sequence[Live], problem: str, used: bytes) -> str:
     damage = _damage(run)
     if damage:
         return damage
@@ -161,7 +167,10 @@ def _reason(run: RunDir, live: Sequence[Live], problem: str) -> str:
         return state.why if state.damaged else state.name or "not started"
     if live:
         return f"{live[0][1].stage} job {live[0][2].job_id} is {live[0][2].state.lower()}"
-    if is_alive(run) or is_held(run.scoring_lock):
+    if run.pending.exists() or RunDir(run.path.parent).pending.exists():
+        return "the answer to a submission is still open: 'launch.py status' asks again"
+    # Who makes captions here holds no lock, but imports the run's code.
+    if is_alive(run) or is_held(run.scoring_lock) or os.fsencode(run.code.resolve()) in used:
         return "a process works in it"
     return problem if read_jobs(run) else ""
 
@@ -218,7 +227,7 @@ def _listed(folder: Path) -> List[Path]:
         return []
 
 
-def _of_scratch(folder: Path, slurm: Slurm) -> List[Path]:
+def _of_scratch(folder: Path, slurm: Slurm, used: bytes) -> List[Path]:
     """Folders of ours that nobody has used for a day, whose job or process is gone."""
     found: Dict[Path, str] = {}
     for path in _listed(folder):
@@ -232,13 +241,13 @@ def _of_scratch(folder: Path, slurm: Slurm) -> List[Path]:
         queue = {}
     except SlurmError:
         return []  # any of them may be a running job's
-    used = _environments()
     return [path for path, number in found.items() if os.fsencode(path) not in used
             and not (number in queue and queue[number].alive)]
 
 
 def _environments() -> bytes:
-    """Of this user's processes on this machine: TMPDIR names the scratch of each."""
+    """Of this user's processes on this machine: PYTHONPATH names the code of each, TMPDIR its
+    scratch."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
@@ -276,7 +285,7 @@ def _files(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _alone_in(run: RunDir, is_run: bool) -> Iterator[bool]:
     """While no training, no scorer and no submission works there, and none can begin."""
-    locks = [lock for lock in (run.training_lock, run.scoring_lock, run.slurm / ".submitting")
+    locks = [lock for lock in (run.training_lock, run.scoring_lock, run.submission_lock)
              if is_run and lock.parent.is_dir()]
     with contextlib.ExitStack() as held:
         yield all(held.enter_context(taken(lock)) for lock in locks)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, List, Sequence, Tuple
 from blip_art.errors import EXIT_FAILED, UserError
 
 if TYPE_CHECKING:  # --help must not wait for imports
+    from blip_art.cluster.rows import Row
     from blip_art.cluster.slurm import Slurm
-    from blip_art.cluster.status import Row
     from blip_art.files import RunDir
 
 RUNS = "runs"
@@ -35,7 +35,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
                         help="again every S seconds (default 30), until Ctrl-C")
 
     logs = _command(commands, "logs", run_logs, "the newest log of a run, over its restarts")
-    logs.add_argument("run", metavar="RUN", help="run folder")
+    logs.add_argument("run", metavar="RUN",
+                      help="run folder; of a folder with runs below the one to look at, and with "
+                           "-f all that are at work")
     logs.add_argument("-f", "--follow", action="store_true",
                       help="go on as it grows, over restarts, until the job has ended")
     logs.add_argument("--stage", metavar="NAME", default="",
@@ -54,7 +56,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
             ("partition", "NAME", "another partition than before"),
             ("account", "NAME", "another account than before")):
         resume.add_argument(f"--{option}", metavar=metavar, default="", help=text)
-    resume.add_argument("--time", metavar="MIN", type=_minutes, default="",
+    resume.add_argument("--time", metavar="MIN", type=_minutes,
                         help="another time limit of the GPU jobs, in minutes")
     resume.add_argument("--code", choices=("checkout", "frozen"), default="checkout",
                         help="the code as it is in the checkout now (default; what has changed "
@@ -90,8 +92,9 @@ def run_status(args: argparse.Namespace) -> int:
     Standard output gets the whole table only; a terminal first sees what lies on disk where Slurm
     is slow.
     """
+    from blip_art.cluster.rows import as_json, shown
     from blip_art.cluster.slurm import Slurm, SlurmError
-    from blip_art.cluster.status import as_json, find_runs, shown, survey
+    from blip_art.cluster.status import find_runs, survey
     from blip_art.cluster.table import terminal_width
 
     if not args.runs and not Path(RUNS).is_dir():
@@ -125,7 +128,7 @@ def run_status(args: argparse.Namespace) -> int:
 
 def _show_meanwhile(on_terminal: bool, rows: List[Row]) -> None:
     """What lies on disk, for who looks at a terminal; that Slurm is asked, for everybody."""
-    from blip_art.cluster.status import shown
+    from blip_art.cluster.rows import shown
     from blip_art.cluster.table import terminal_width
 
     if on_terminal:
@@ -158,16 +161,26 @@ def _with_sizes(text: str, runs: List[RunDir], as_json: bool) -> str:
 def run_logs(args: argparse.Namespace) -> int:
     """To standard output; titles go to standard error."""
     from blip_art.cluster.logs import choose_stage, follow, newest, show
+    from blip_art.cluster.run_choice import runs_with_logs
     from blip_art.cluster.slurm import Slurm
-    from blip_art.files import RunDir
+    from blip_art.cluster.sweep_logs import choose_run, follow_all
 
-    run = RunDir(args.run)
-    stage = choose_stage(run, args.stage)
+    run, *others = runs = runs_with_logs(args.run)
+    stage = args.stage if others else choose_stage(run, args.stage)
     if args.follow:
         try:
-            follow(run, stage, Slurm(), _write)
+            if others:
+                follow_all(runs, stage, Slurm(), _write)
+            else:
+                follow(run, stage, Slurm(), _write)
         except KeyboardInterrupt:
             print("the job goes on; 'launch.py cancel' ends it", file=sys.stderr)
+        return 0
+    if others:
+        run, chosen = choose_run(runs, stage)
+        print(f"{args.run} has {len(runs)} runs with logs; this is {run.path}. 'logs -f "
+              f"{args.run}' follows all that are at work", file=sys.stderr)
+        show(chosen, _write)
         return 0
     log = newest(run, stage)
     if log is None:
@@ -200,7 +213,7 @@ def run_resume(args: argparse.Namespace) -> int:
         runs, settled = _settled(args.runs, runs, slurm)
         for line in settled:
             print(line)
-    changes = Changes(args.site, args.partition, args.account, args.time,
+    changes = Changes(args.site, args.partition, args.account, args.time or "",
                       "frozen" if args.code == "frozen" else "", args.dry_run)
     return resume(runs, slurm, changes)
 

@@ -11,8 +11,8 @@ from typing import List, NamedTuple, Sequence, Tuple
 from blip_art.cluster.ownership import accounts_of, other_clusters, own_jobs, queue_of
 from blip_art.cluster.record import Submitted
 from blip_art.cluster.slurm import QueueRow, Slurm, SlurmError
-from blip_art.cluster.status import cancelled_jobs, cancelled_note
 from blip_art.files import RunDir, write_text
+from blip_art.work import cancelled_jobs, cancelled_note
 
 # Stages that will have scored all captions when they end.
 SCORING = ("score", "rescore", "follow")

@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import re
-from typing import TYPE_CHECKING, List, Optional, Sequence
+from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Set, Union
 
 from blip_art.errors import UserError
 
 if TYPE_CHECKING:  # --help must not wait for imports
     from blip_art.cluster.batch import Stage
+    from blip_art.cluster.slurm import AccountRow, QueueRow, Slurm
 
 # How sbatch may wait for a job; what it names after the colon is checked by Slurm.
 _KINDS = ("afterok", "afterany", "afternotok", "after")
@@ -84,6 +86,36 @@ def dependencies(text: str) -> Sequence[str]:
                             "several: 123,afterany:124_7")
         found.append(f"{kind or 'afterok'}:{job}")
     return tuple(found)
+
+
+def check_jobs(after: Optional[str], slurm: Slurm, has_sacct: bool) -> None:
+    """Refuse a job that Slurm does not know, which it would take for one that ended well, and one
+    that has failed, behind which nothing would start.
+
+    Raises:
+        UserError: see above.
+    """
+    from blip_art.cluster.slurm import ENDED, SlurmError
+
+    states: Dict[str, Set[str]] = {}
+    words = [word.split(":") for word in dependencies(after)] if after else []
+    ids = [job for _, job in words]
+    rows: List[Union[QueueRow, AccountRow]] = list(slurm.squeue(ids).values())
+    if has_sacct and ids:
+        with contextlib.suppress(SlurmError):
+            # What is in the queue is there as it is now; accounts may be behind.
+            rows += [row for row in slurm.sacct(ids).values()
+                     if row.job_id not in {one.job_id for one in rows}]
+    for row in rows:
+        for job in (row.job_id, row.job_id.partition("_")[0]):
+            states.setdefault(job, set()).add(row.state)
+    for kind, job in words:
+        if job not in states:
+            raise UserError(f"--after {after}: Slurm knows no job {job}; 'squeue --me' shows yours")
+        failed = sorted(states[job] & (ENDED - {"COMPLETED"}))
+        if kind == "afterok" and failed:
+            raise UserError(f"--after {after}: job {job} is {failed[0].lower()}, and nothing "
+                            f"starts after that; 'afterany:{job}' does, however it ended")
 
 
 def without_after(words: Sequence[str]) -> List[str]:

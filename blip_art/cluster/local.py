@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List
 
-from blip_art.cluster.checks import SUBMITIT
 from blip_art.cluster.jobs import POLL_S, Job, run_job
+from blip_art.cluster.packages import describe_missing
 from blip_art.cluster.plan import Place, import_environment, pick_gpus, visible_gpus
 from blip_art.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from blip_art.score.corenlp import cache_folder
@@ -105,8 +105,7 @@ def import_submitit() -> Any:
     try:
         import submitit
     except ImportError as error:
-        raise UserError(f"{sys.executable} has no submitit: run launch.py with .venv/bin/python, "
-                        f"or 'python3 -m pip install {SUBMITIT!r} pyyaml'") from error
+        raise UserError(describe_missing("submitit")) from error
     return submitit
 
 

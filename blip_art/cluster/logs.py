@@ -72,27 +72,46 @@ def choose_stage(run: RunDir, stage: str = "") -> str:
 def follow(run: RunDir, stage: str, slurm: Slurm, write: Write,
            sleep: Callable[[float], None] = time.sleep) -> None:
     """Copy the newest log and what is added to it, over restarts, until the job has ended."""
-    shown: Optional[Log] = None
-    offset, said, next_ask = 0, "", 0.0
+    follower = Follower(run, stage, write)
+    said, next_ask = "", 0.0
     alive, word = True, ""
     while True:
         if time.monotonic() >= next_ask:
             alive, word = _still_going(run, stage, slurm)
             next_ask = time.monotonic() + ASK_S
-        log = newest(run, stage)
-        if log and log.path != (shown.path if shown else None) and not (
-                alive and _is_of_the_past(run, stage, log)):
-            if shown:
-                _copy(shown, offset, write)
-            shown, offset = log, 0
-            _title(log)
-        before, offset = offset, _copy(shown, offset, write) if shown else 0
+        moved = follower.poll(alive)
         if word != said and word:
             print(f"-- {word}", file=sys.stderr)
         said = word
-        if not alive and offset == before:
+        if not alive and not moved:
             return
         sleep(LOOK_S)
+
+
+class Follower:
+    """Copies the newest log of a stage and what is added to it, over restarts."""
+
+    def __init__(self, run: RunDir, stage: str, write: Write) -> None:
+        self.run, self.stage, self.write = run, stage, write
+        self.shown: Optional[Log] = None
+        self.offset = 0
+
+    def poll(self, alive: bool) -> bool:
+        """Copy what is new; whether there was something.
+
+        Args:
+            alive: whether a job may still write.
+        """
+        log = newest(self.run, self.stage)
+        if log and log.path != (self.shown.path if self.shown else None) and not (
+                alive and _is_of_the_past(self.run, self.stage, log)):
+            if self.shown:
+                _copy(self.shown, self.offset, self.write)
+            self.shown, self.offset = log, 0
+            _title(log)
+        before = self.offset
+        self.offset = _copy(self.shown, before, self.write) if self.shown else 0
+        return self.offset != before
 
 
 def _is_of_the_past(run: RunDir, stage: str, log: Log) -> bool:

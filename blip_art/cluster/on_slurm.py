@@ -26,7 +26,7 @@ from blip_art.cluster.batch import (
 )
 from blip_art.cluster.container import check_image, check_overlay, image_identity
 from blip_art.cluster.control import SCORING, InQueue, Live, jobs_in_queue
-from blip_art.cluster.extras import with_extras, without_after
+from blip_art.cluster.extras import check_jobs, with_extras, without_after
 from blip_art.cluster.heartbeat import expected_start
 from blip_art.cluster.inputs import check_inputs, folders_of, inputs_of
 from blip_art.cluster.limits import Limits, SubmitLimit, read_limits
@@ -50,7 +50,7 @@ from blip_art.config import (
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_text
 from blip_art.manifest import read_manifest
-from blip_art.run_state import is_finished, read_state, unscored
+from blip_art.run_state import is_finished, unscored
 from blip_art.score.lock import owner, taken
 
 EXAMPLE = "configs/sites/v100.yaml"
@@ -121,7 +121,9 @@ def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
            folder: Path) -> int:
     members, code = plan.members(), folder / "code"
     slurm = Slurm()
-    queue = InQueue([], []) if args.dry_run else jobs_in_queue([m.run for m in members], slurm)
+    # The sweep's own folder has the job of its report, which uses the code there, too.
+    queue = InQueue([], []) if args.dry_run else jobs_in_queue(
+        [*(m.run for m in members), RunDir(folder)], slurm)
     todo, to_score, active = lacking(
         [m for m in members if sweeps.is_asked(m, args.only)], queue.living)
     refuse_other_settings((m.run, load_config(m.config, m.overrides))
@@ -145,6 +147,7 @@ def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
     if args.dry_run or not stages:
         print(shown(stages, to) if stages else "", end="")
         return 0
+    check_jobs(args.after, slurm, site.has_sacct)
     identity = container_of(site)
     for one in inputs:
         check_inputs(one, site)
@@ -221,7 +224,9 @@ def _sweep_stages(args: argparse.Namespace, plan: sweeps.Sweep, place: Any,
         # The report is of all runs, whichever of them are submitted now.
         runs = [m.run for m in members]
         after = tuple(("afterany", stage.name) for stage in stages if stage.name != "train")
-        stages.append(Stage("collect", (collect_job(place, runs, out),), (runs[0],), after=after))
+        # It is the job of the sweep's folder, and of none of its runs.
+        stages.append(Stage("collect", (collect_job(place, runs, out),), (RunDir(out.parent),),
+                            after=after))
     return stages
 
 
@@ -260,6 +265,7 @@ def _go(args: argparse.Namespace, repo: Path, site: Site, run: RunDir, stages: S
         if busy and any(stage.name in _EXCLUSIVE for stage in stages):
             raise UserError(f"{run.path} is already in the queue as job {busy[0].job_id}; "
                             f"'launch.py cancel {run.path}' first, or choose another --run")
+        check_jobs(args.after, slurm, site.has_sacct)
         identity = container_of(site)
         check_inputs(inputs, site)
         _snapshot(args, repo, run.code, living, stages)
@@ -337,9 +343,6 @@ def _keeps_code(args: argparse.Namespace) -> bool:
 def _freeze(run: RunDir, config: str, overrides: Sequence[str]) -> None:
     """What queued and requeued jobs read, whatever becomes of the file it came from."""
     write_text(run.frozen_config, dump_config(load_config(config, overrides)), durable=False)
-    if read_state(run).name == "failed":
-        # The follower starts with the training, and would take the old end for the new one.
-        write_json(run.state, {"state": "stopped", "why": "submitted again"})
 
 
 @contextlib.contextmanager

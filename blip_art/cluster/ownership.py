@@ -7,7 +7,6 @@ What an older version did not record is not compared.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 from typing import Dict, Iterable, List, Sequence, Union
@@ -15,6 +14,7 @@ from typing import Dict, Iterable, List, Sequence, Union
 from blip_art.cluster.record import Submitted, read_jobs
 from blip_art.cluster.slurm import AccountRow, QueueRow, Slurm
 from blip_art.files import RunDir
+from blip_art.work import is_of_original
 
 
 def user_name() -> str:
@@ -31,15 +31,7 @@ def own_jobs(run: RunDir) -> List[Submitted]:
     Raises:
         UserError: the list of jobs is damaged.
     """
-    return [job for job in read_jobs(run) if not _is_of_original(run, job)]
-
-
-def _is_of_original(run: RunDir, job: Submitted) -> bool:
-    """Whether the folder of the job is another one. One that is gone was moved here; then, too, the
-    job must be found to be cancelled."""
-    with contextlib.suppress(OSError, ValueError):  # ValueError: a name that no file can have
-        return bool(job.run) and not os.path.samefile(job.run, run)
-    return False
+    return [job for job in read_jobs(run) if not is_of_original(run, job.run)]
 
 
 def jobs_here(slurm: Slurm, jobs: Iterable[Submitted]) -> List[Submitted]:

@@ -23,11 +23,11 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from blip_art.cluster.record import Submitted, read_jobs, record_jobs
 from blip_art.cluster.slurm import Slurm
-from blip_art.cluster.status import cancelled_jobs, cancelled_note
 from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json_list, write_json, write_text
 from blip_art.schema import build
 from blip_art.score.lock import owner, taken
+from blip_art.work import cancelled_jobs, cancelled_note
 
 # A busy controller may still take a job whose sbatch has given up waiting.
 FORGOTTEN_S = 10 * 60.0
@@ -48,6 +48,11 @@ class Pending:
     """Given up: its job is to be cancelled, and not to be recorded as one that works."""
     job_id: str = ""
     """The number of a job that could not be cancelled yet; it is recorded already."""
+
+    @property
+    def cluster(self) -> str:
+        """Where it was sent to; '' where that is not known."""
+        return self.jobs[0][1].cluster if self.jobs else ""
 
 
 def new_name(stage: str) -> str:
@@ -189,10 +194,15 @@ def settle(folder: Path, slurm: Slurm, give_up: bool = False,
     open_ones = read_pending(folder)
     if not open_ones:
         return []
+    cluster = slurm.cluster_name() if any(one.cluster for one in open_ones) else ""
     found = slurm.find_scripts([one.name for one in open_ones])
     lines, over = [], []
     for one in open_ones:
-        number = one.job_id or found.get(one.name) or _started(folder, one.name)
+        if cluster and one.cluster not in ("", cluster):
+            lines.append(f"{folder.parent}: the submission of a {one.stage} job was interrupted on "
+                         f"cluster {one.cluster}; 'launch.py status' looks for it there")
+            continue
+        number = one.job_id or found.get(one.name) or started_job(pickles_of(folder), one.name)
         where = f"{folder.parent}: {one.stage} job {number}"
         if number and one.withdrawn:
             over.append((one, number))
@@ -220,9 +230,10 @@ def settle(folder: Path, slurm: Slurm, give_up: bool = False,
     return lines
 
 
-def _started(folder: Path, name: str) -> str:
-    """The number of a job that has started and may be gone: its batch script has left a link."""
-    for link in pickles_of(folder).glob("*_submitted.pkl"):
+def started_job(pickles: Path, name: str) -> str:
+    """The number of a submission's job that has started, and may have ended: its batch script has
+    left a link. '' for none."""
+    for link in pickles.glob("*_submitted.pkl"):
         if link.is_symlink() and os.readlink(link).startswith(f"{name}_"):
             return link.name.partition("_")[0]
     return ""

@@ -65,11 +65,12 @@ def score_job(place: Place, run: RunDir) -> Job:
 
 
 def follow_job(place: Place, run: RunDir) -> Job:
-    """Score epochs while training goes on: on a node of its own, or else on what training leaves
-    of the CPU, until its input ends."""
+    """Score epochs while training goes on: in a small job of its own, which leaves the node while
+    training waits in the queue; or else on what training leaves of the CPU, until its input ends.
+    """
     follow = ("blip_art.score", "--follow", str(run.path))
     if place.layout:
-        return module_job(place, "follow", run.slurm, *follow)
+        return module_job(place, "follow", run.slurm, *follow, "--not-while-queued")
     job = module_job(place, "follow", run.slurm, *follow, "--until-eof")
     return replace(job, argv=("nice", "-n", "19", *job.argv))
 

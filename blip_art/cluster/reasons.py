@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from blip_art.describe import describe_exit, describe_signal
+from blip_art.errors import EXIT_USER_ERROR
+
 _WAITING = {
     "Priority": "others are before it",
     "Resources": "waits for free nodes",
@@ -36,7 +39,12 @@ _WAITING_BEGINS = {
     "AssocMax": "you have as much running as your account allows",
     "AssocGrp": "your account has used or runs as much as it may",
     "MaxGRESPerAccount": "your account runs as many GPUs as it may",
+    # What Slurm says where all nodes are merely busy, too.
+    "Nodes required for job are DOWN": "waits for free nodes (some may be down, or kept for "
+                                       "partitions with a higher priority)",
 }
+# Slurm's own words are shown behind ours, unless they are a sentence.
+_LONGEST_REASON = 40
 _ENDED = {
     "TIMEOUT": "the time limit was reached before it could save: raise time_min or signal_delay_s",
     "OUT_OF_MEMORY": "out of memory: raise mem_gb, or lower data.num_workers",
@@ -47,24 +55,39 @@ _ENDED = {
     "CANCELLED": "cancelled",
     "REVOKED": "moved to another cluster",
 }
+# What Slurm ends a job with whose output it could not open: no command of the job was run.
+_NO_LOG = "0:53"
 
 
 def waiting(reason: str) -> str:
     """Why a job waits, in words, Slurm's own behind them."""
     known = _WAITING.get(reason)
     if known is None:
+        plain = reason.replace("_", " ")  # as scontrol writes sentences
         known = next((text for begin, text in _WAITING_BEGINS.items()
-                      if reason.startswith(begin)), "")
+                      if plain.startswith(begin)), "")
     if reason in ("", "None"):
         return "just submitted"
-    return f"{known} ({reason})" if known else reason
+    if not known:
+        return reason
+    return known if len(reason) > _LONGEST_REASON else f"{known} ({reason})"
 
 
 def ended(state: str, exit_code: str = "") -> str:
-    """How a job ended that did not end well."""
+    """How a job ended that did not end well.
+
+    Args:
+        exit_code: 'code:signal', as sacct has it.
+    """
     if state in _ENDED:
         return _ENDED[state]
+    if exit_code == _NO_LOG:
+        return "Slurm could not open its log: is its folder there, and is there room on its disk?"
     code, _, signal = exit_code.partition(":")
-    if signal not in ("", "0"):
-        return f"killed by signal {signal}"
-    return f"exit code {code}" if code else state.lower()
+    if signal.isdigit() and int(signal):
+        return describe_signal(int(signal))
+    if not code.isdigit():
+        return state.lower()
+    # sacct takes 128 off: a job's 137 (SIGKILL) is its 9. None of ours ends with such a code.
+    return describe_signal(int(code)) if EXIT_USER_ERROR < int(code) < 65 else describe_exit(
+        int(code))

@@ -20,14 +20,15 @@ from blip_art.cluster.ownership import other_clusters
 from blip_art.cluster.record import Submitted, read_jobs
 from blip_art.cluster.site import ENVIRONMENT
 from blip_art.cluster.slurm import Slurm, SlurmError
-from blip_art.cluster.status import cancelled_jobs
 from blip_art.cluster.sweep import is_member
 from blip_art.errors import EXIT_FAILED, UserError
 from blip_art.files import RunDir
 from blip_art.run_state import is_finished, unscored
+from blip_art.work import cancelled_jobs
 
 NOT_SUBMITTED = ("was not submitted to Slurm; the same 'launch.py train CONFIG' as before goes on "
                  "here, and with --cluster slurm there")
+ONLY_REPORT = "is no run, but has a report of some; 'launch.py collect' makes it again"
 
 
 class Changes(NamedTuple):
@@ -113,6 +114,8 @@ def job_to_repeat(run: RunDir, living: Sequence[Live]) -> Union[Submitted, str]:
     jobs = [job for job in read_jobs(run) if job.command]
     if not jobs:
         return NOT_SUBMITTED
+    if all(job.stage == "collect" for job in jobs) and not run.state.exists():
+        return ONLY_REPORT
     on_gpus = [job for job in jobs if job.stage in ("train", "predict")] or jobs
     last = on_gpus[-1]
     if last.stage == "predict" and last.job_id in cancelled_jobs(run):

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import List, Sequence
 
+from blip_art.cluster.pending import started_job
 from blip_art.cluster.slurm import (
     Completed,
     Slurm,
@@ -67,7 +68,7 @@ def send(script: Path, slurm: Slurm, stops: List[int]) -> str:
         return number[1]
     if is_refusal(done):
         raise Refused(done.err or done.out)
-    return _look_for(script.stem, done, slurm, stops)
+    return _look_for(script, done, slurm, stops)
 
 
 def is_refusal(done: Completed) -> bool:
@@ -78,7 +79,7 @@ def is_refusal(done: Completed) -> bool:
     return done.code > 0 and not _UNSURE.search(done.err)
 
 
-def _look_for(name: str, done: Completed, slurm: Slurm, stops: List[int]) -> str:
+def _look_for(script: Path, done: Completed, slurm: Slurm, stops: List[int]) -> str:
     said = [line.split("error: ")[-1].strip() for line in (done.err or done.out).splitlines()
             if line.strip()]
     lost = f"sbatch lost Slurm's answer ({said[-1] if said else 'it printed nothing'})"
@@ -89,8 +90,10 @@ def _look_for(name: str, done: Completed, slurm: Slurm, stops: List[int]) -> str
         if len(stops) > 1 or time.monotonic() - began > LOOK_LIMIT_S:
             break
         time.sleep(pause_s)
+        # A job that has started needs no queue to be found.
+        number = started_job(script.parent, script.stem)
         try:
-            number = slurm.find_scripts([name]).get(name)
+            number = number or slurm.find_scripts([script.stem]).get(script.stem, "")
         except SlurmError as error:
             why = f"and squeue does not answer either ({str(error).partition(';')[0]})"
             continue

@@ -160,19 +160,21 @@ def _script(site: Site, command: Sequence[str], binds: Sequence[str],
             first: Sequence[str]) -> str:
     """What bash runs where the command is to run."""
     repo = str(CODE_ROOT)
-    exported = {"PYTHONPATH": repo, "BLIP_ART_CACHE": site.cache, "PS1": PROMPT,
+    exported = {"PYTHONPATH": repo, "BLIP_ART_CACHE": site.cache,
                 **({"BLIP_ART_PARSES": site.parses} if site.parses else {})}
     lines = [*(f"module load {shlex.quote(name)} || exit 1" for name in site.modules),
              *site.setup]
-    place = [f"PATH={shlex.quote(str(Path(site.python).parent))}:$PATH"]
+    # Said inside, where the image has its own PATH and Apptainer its own prompt.
+    place = (f"PATH={shlex.quote(str(Path(site.python).parent))}:$PATH; "
+             f"PS1={shlex.quote(PROMPT)}; export PATH PS1; unset PROMPT_COMMAND")
     if site.container:
         folders = [CODE_ROOT, *([Path(site.parses).parent] if site.parses else [])]
         exported.update(CONTAINER=site.container, SIF=site.image, OVERLAY=site.overlay, NV="1",
                         BINDS=",".join([*site.binds, *binds, *bindable(folders, Path.cwd())]))
     lines += [f"export {name}={shlex.quote(value)}" for name, value in exported.items()]
     if not site.container:
-        return "\n".join([*lines, *place, *first, f"exec {shlex.join(command)}"]) + "\n"
-    inside = ["/bin/sh", "-c", f'{place[0]}; export PATH; exec "$@"', "sh", *command]
+        return "\n".join([*lines, place, *first, f"exec {shlex.join(command)}"]) + "\n"
+    inside = ["/bin/sh", "-c", f'{place}; exec "$@"', "sh", *command]
     return "\n".join([
         *lines,
         f'SCRATCH=$(mktemp -d "{_scratch(site.scratch)}/{JOB_NAME}.XXXXXX") || exit 2',

@@ -55,6 +55,11 @@ class Site:
     """CPU cores of a scoring job."""
     cpu_mem_gb: int = limited(16, min=0, max=10**6)
     """Memory of a scoring job; Java's heap and the parser's charts come out of it."""
+    follow_cpus: int = limited(2, min=1, max=10_000)
+    """CPU cores of the job that scores beside a training, mostly asleep: its first epoch, with all
+    references, takes 10 minutes of one core for 8,653 pictures. At most `cpu_cpus` are asked."""
+    follow_mem_gb: int = limited(4, min=0, max=10**6)
+    """Its memory."""
     time_min: int = limited(24 * 60, min=1, max=10**6)
     """Time limit of a GPU job. A training that needs more is queued again and goes on."""
     cpu_time_min: int = limited(24 * 60, min=1, max=10**6)
@@ -82,7 +87,8 @@ class Site:
     parses: str = limited("../../.cache/blip_art/parses.sqlite", path=True)
     """What SPICE has parsed, for all runs; on a file system that all nodes see."""
     scratch: str = limited("/tmp", path=True)
-    """Folder on the node for temporary files; $TMPDIR or $SLURM_JOB_ID in it are the node's."""
+    """Folder on the node for temporary files; $TMPDIR or $SLURM_JOB_ID in it are the node's. A job
+    has a folder of its own in there, which is removed at its end."""
     binds: Tuple[str, ...] = ()
     """Folders the image must see beside the working directory: source[:target[:ro]]."""
     modules: Tuple[str, ...] = ()

@@ -25,7 +25,7 @@ _SCRUBBED = ("SLURM_", "SLURMD_", "SBATCH_", "SQUEUE_", "SACCT_", "SINFO_", "SCA
 _DEAD_CONTROLLER = re.compile(
     r"contact slurm controller|connect failure|connection refused|timed out|zero bytes|"
     r"authentication|munge|could not establish a configuration source|resolve", re.IGNORECASE)
-_ENDED = frozenset("COMPLETED FAILED CANCELLED TIMEOUT OUT_OF_MEMORY NODE_FAIL PREEMPTED BOOT_FAIL "
+ENDED = frozenset("COMPLETED FAILED CANCELLED TIMEOUT OUT_OF_MEMORY NODE_FAIL PREEMPTED BOOT_FAIL "
                    "DEADLINE REVOKED".split())
 # The name comes last: it may hold anything.
 _QUEUE_FIELDS = "%i|%A|%T|%r|%M|%L|%S|%N|%P|%E|%u|%j"
@@ -88,7 +88,7 @@ class QueueRow:
     @property
     def alive(self) -> bool:
         """Whether it waits, runs or is about to be queued again."""
-        return self.state not in _ENDED
+        return self.state not in ENDED
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,8 @@ class Slurm:
     def own_jobs(self) -> int:
         """How many jobs of this user wait or run; each element of an array is one."""
         return len(self._checked("squeue", self._call(
-            "squeue", "--noheader", "--array", "--me", "--format=%i")).split())
+            "squeue", "--noheader", "--array", "--me", "--states=PENDING,RUNNING,SUSPENDED",
+            "--format=%i")).split())
 
     def version(self) -> str:
         """'22.05.8', as sbatch says it; asks no daemon."""

@@ -245,6 +245,11 @@ def _hint(reason: str, site: Site) -> str:
     if "array" in low:
         return ("this cluster allows fewer runs in an array ('scontrol show config' calls it "
                 "MaxArraySize); split the sweep")
+    if "policy" in low:  # "Job violates accounting/QOS policy (job submit limit, …)"
+        qos = f" and 'sacctmgr show qos {site.qos}'" if site.qos else " and 'sacctmgr show qos'"
+        return ("too many jobs at once, or too much asked for: 'sacctmgr show assoc "
+                f"user=$USER'{qos} show the limits; submit again when others have ended, or ask "
+                "for less")
     if "dependency" in low:
         return "look at the jobs that --after names ('squeue --me', 'sacct --jobs=…')"
     for word, key in (("account", "account"), ("partition", "partition"), ("qos", "qos"),

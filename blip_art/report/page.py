@@ -97,7 +97,7 @@ def _sentence(run: Run) -> str:
     if run.best is None:
         done = sum(bool(e.train) for e in run.epochs)
         state = f"{run.state}: {run.why}" if run.why else run.state
-        return f"nothing to choose a best epoch from yet ({done} trained, {state})."
+        return f"nothing to choose a best epoch from yet ({done} trained, {state}){_tested(run)}."
     worth = "" if run.best.value is None else (f" by {rule_title(run.best.rule)} "
                                                f"({number(run.best.value)})")
     text = f"epoch {run.best.epoch} is best on val{worth}"
@@ -106,7 +106,15 @@ def _sentence(run: Run) -> str:
         told = [f"{metric_title(m)} {number(scores.metrics[m])} against {number(floor.metrics[m])}"
                 for m in ("CIDEr", "SPICE") if m in scores.metrics and m in floor.metrics]
         text += f"; {', '.join(told)} for one constant caption" if told else ""
-    return text + "."
+    return text + _tested(run) + "."
+
+
+def _tested(run: Run) -> str:
+    """'; on test SPICE 0.212 (epoch 3)', where test is scored."""
+    epoch, scores = run.shown_epoch("test"), run.best_scores("test")
+    values = [f"{metric_title(m)} {number(scores.metrics[m])}" for m in ("CIDEr", "SPICE")
+              if m in scores.metrics] if scores else []
+    return f"; on test {', '.join(values)} (epoch {epoch.epoch})" if epoch and values else ""
 
 
 def _warnings(runs: Sequence[Run]) -> str:
@@ -121,8 +129,9 @@ def _warnings(runs: Sequence[Run]) -> str:
             more = f"; and {len(sets) - choice.GROUPS:,} more sets" * (
                 many and len(sets) > choice.GROUPS)
             texts.append(NOT_COMPARABLE.format(split=split, sets=shown + more))
-    failed = [run for run in runs if run.state == "failed"]
-    texts += [f"{run.name} failed: {run.why or 'why is not known'}"
+    failed = [run for run in runs if run.state in ("failed", "lost")]
+    texts += [f"{run.name} {'is ' * (run.state == 'lost')}{run.state}: "
+              f"{run.why or 'why is not known'}"
               for run in choice.first(failed, choice.NAMES, many)]
     if many and len(failed) > choice.NAMES:
         texts.append(f"{len(failed) - choice.NAMES:,} more failed: runs.csv names them all")
@@ -191,7 +200,7 @@ def _group_rows(group: Sequence[Run], split: str, metrics: Sequence[str], many: 
                                      [run.oracles.get(split) for run in group]))
     best = {run.name: run.best_scores(split) for run in group}
     tops = {m: _top(m, list(best.values()), floors) for m in metrics}
-    rows = [f"<tr><th>{escape(run.name)}</th>{_state_cells(run)}"
+    rows = [f"<tr><th>{escape(run.name)}</th>{_state_cells(run, split)}"
             f"{_value_cells(best[run.name], tops)}</tr>"
             for run in (ranked(group)[:choice.TABLE_RUNS] if many else group)]
     if many and len(group) > choice.TABLE_RUNS:
@@ -252,10 +261,13 @@ def _interval(ends: Optional[Tuple[float, float]]) -> str:
     return f"<small>±{number((ends[1] - ends[0]) / 2)}</small>" if ends else ""
 
 
-def _state_cells(run: Run) -> str:
+def _state_cells(run: Run, split: str) -> str:
     done = sum(bool(e.train) for e in run.epochs)
     trained = f"{done} of {run.epochs_planned}" if run.epochs_planned else str(done)
     best = NOTHING if run.best is None else str(run.best.epoch)
+    shown = run.shown_epoch(split)
+    if shown and not (run.best and run.best.epoch == shown.epoch):
+        best += f"<small>scores: epoch {shown.epoch}</small>"
     return (f'<td><span class="tag {escape(run.state)}">{escape(run.state)}</span></td>'
             f"<td>{trained}</td><td>{best}</td><td>{duration(run.seconds)}</td>")
 

@@ -70,10 +70,18 @@ class Run:
     """Everything that is missing, the epochs' holes included."""
 
     def best_scores(self, split: str) -> Optional[Scores]:
-        """Scores of the best epoch."""
-        found = [e.scores.get(split) for e in self.epochs
-                 if self.best and e.epoch == self.best.epoch]
-        return found[0] if found else None
+        """Scores of the epoch that is shown."""
+        epoch = self.shown_epoch(split)
+        return epoch.scores.get(split) if epoch else None
+
+    def shown_epoch(self, split: str) -> Optional[Epoch]:
+        """The best epoch; of test, where that is not scored, the newest one that is: somebody asked
+        for it ('launch.py eval --epoch'), or the run has nothing else."""
+        best = [e for e in self.epochs if self.best and e.epoch == self.best.epoch]
+        if split == "val" or any(split in e.scores for e in best):
+            return best[0] if best else None
+        scored = [e for e in self.epochs if split in e.scores]
+        return scored[-1] if scored else None
 
     @property
     def seconds(self) -> Optional[float]:

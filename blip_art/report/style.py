@@ -67,7 +67,7 @@ td.text { text-align: left; white-space: normal; min-width: 14rem; }
   display: inline-block; border-radius: 99px; padding: 0 .6em; font-size: .78rem;
   font-weight: 600; background: var(--mark); color: var(--accent);
 }
-.tag.failed, .tag.unknown { background: var(--warn-paper); color: var(--warn); }
+.tag.failed, .tag.lost, .tag.unknown { background: var(--warn-paper); color: var(--warn); }
 .plots, .cards { display: grid; gap: 1rem; margin: 1rem 0; padding: 0; }
 .plots { grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); }
 .plots figure {

@@ -22,9 +22,11 @@ from blip_art.report.runs import CAPTION_COLUMNS, METRICS, SPLITS, Best, Epoch, 
 from blip_art.run_state import (
     choose_best,
     configured_rule,
+    decide,
     is_number,
+    is_run_folder,
     read_best,
-    read_state,
+    read_facts,
     rule_value,
 )
 from blip_art.score.references import references_key, same_references
@@ -101,12 +103,14 @@ def run_rows(runs: Sequence[Run]) -> List[Dict[str, Any]]:
     rows = []
     for run in runs:
         best = {s: run.best_scores(s) for s in splits}
+        tested = run.shown_epoch("test")
         rows.append({
             "run": run.name, "state": run.state, "why": run.why,
             "epochs": sum(bool(e.train) for e in run.epochs), "epochs_planned": run.epochs_planned,
             "best_epoch": run.best.epoch if run.best else None,
             "rule": run.best.rule if run.best else None,
             "value": run.best.value if run.best else None,
+            **({"test_epoch": tested.epoch if tested else None} if "test" in splits else {}),
             "seconds": run.seconds,
             **_cells("", best, columns), **_cells("floor_", run.floors, columns),
             **_cells("oracle_", run.oracles, columns),
@@ -188,13 +192,14 @@ def _read_run(folder: RunDir, name: str) -> Run:
     if not folder.path.is_dir():
         raise UserError(f"no run folder at {folder.path}; runs are under runs/, "
                         "one folder each, made by launch.py train")
-    signs = (folder.config, folder.state, folder.train_log)
-    if not (any(path.exists() for path in signs) or folder.predicted() or folder.scored()):
+    if not is_run_folder(folder):
+        signs = (folder.config, folder.state, folder.train_log)
         raise UserError(f"{folder.path} is not a run folder: it has none of "
                         f"{', '.join(p.name for p in signs)}, predictions or scores; "
                         "name the folder that --run was given")
     missing: List[str] = []
-    state = read_state(folder)
+    facts = read_facts(folder)
+    state, verdict = facts.state, decide(facts)
     if not state.name:
         missing.append("state.json: whether the run ended is not known")
     train = _read_train(folder, missing)
@@ -208,7 +213,8 @@ def _read_run(folder: RunDir, name: str) -> Run:
     epochs = _epochs(folder, train, scores, references, best)
     missing += _run_holes(scores, floors, references, epochs, best)
     missing += [f"epoch {e.epoch:02d}, {hole}" for e in epochs for hole in e.missing]
-    status, why, planned = state.name or "unknown", state.why, state.epochs
+    status, planned = "unknown" if verdict.state == "new" else verdict.state, state.epochs
+    why = verdict.why
     if train and planned and len(train) < planned:
         missing.append(f"{planned - len(train)} of {planned} epochs: not trained, the run is "
                        f"{status}" + f" ({why})" * bool(why))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
@@ -123,6 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     follower.add_argument("--until-eof", action="store_true",
                           help="training ends when standard input does, whatever state.json says: "
                                "for programs that start training and follower together")
+    follower.add_argument("--not-while-queued", action="store_true",
+                          help="end too when training has stopped, and leave a note for "
+                               "slurm/job.sh, which starts the follower again with it")
     _engine_options(parser)
     return parser
 
@@ -235,7 +239,10 @@ def _follow(run: RunDir, options: argparse.Namespace, metrics: Sequence[str]) ->
 
     if not run.path.is_dir():
         raise UserError(f"no run folder at {run.path}; start training first, or mend the name")
-    ending = until_stdin_ends() if options.until_eof else until_state_ends(run, options.patience)
+    if options.not_while_queued and "SLURM_JOB_ID" not in os.environ:
+        raise UserError("--not-while-queued is for jobs of Slurm; leave it out")
+    ending = until_stdin_ends() if options.until_eof else until_state_ends(
+        run, options.patience, while_queued=not options.not_while_queued)
     with _engine(options) as engine:
         return Follower(run, engine, ending, metrics).follow()
 

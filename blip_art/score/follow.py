@@ -8,8 +8,8 @@ twice, and the scores are the same.
 
 from __future__ import annotations
 
-import contextlib
 import os
+import resource
 import select
 import sys
 import time
@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Callable, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from blip_art.errors import EXIT_FAILED, EXIT_USER_ERROR, UserError
-from blip_art.files import RunDir, read_json
+from blip_art.files import RunDir, read_json, write_text
 from blip_art.retention import prune_weights
-from blip_art.run_state import read_best, read_state
+from blip_art.run_state import Facts, is_of_newest_start, read_best, read_facts
 from blip_art.score.engine import Engine
 from blip_art.score.lock import owner, taken
 from blip_art.score.run import run_config, say, score_run
 
+STARTED = time.monotonic()
 POLL_S = 5.0
 PATIENCE_MIN = 60.0
 # Queues are longer than silences; a job that was cancelled there is never heard of again.
@@ -35,6 +36,8 @@ class End(NamedTuple):
 
     why: str
     code: int = 0
+    leader: str = ""
+    """The training's job, when its batch script's queue is to be asked whether it comes back."""
 
 
 Ending = Callable[[], Optional[End]]
@@ -59,7 +62,10 @@ class Follower:
             end = self._ending()
             if self._pass() and end:
                 say(f"{self._run.name}: {end.why}; {len(self._run.scored())} of "
-                    f"{len(self._run.predicted())} epochs are scored")
+                    f"{len(self._run.predicted())} epochs are scored; {used_time()}")
+                if end.leader:
+                    write_text(self._run.job_follows(os.environ["SLURM_JOB_ID"]),
+                               f"{end.leader}\n")
                 return self._code or end.code
             time.sleep(self._poll_s)
 
@@ -131,49 +137,70 @@ def score_when_free(run: RunDir, engine: Engine, metrics: Sequence[str] = (),
         time.sleep(poll_s)
 
 
+def used_time() -> str:
+    """'5.2 CPU-minutes in 2 h 4 min', of this process and the workers that it has ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    minutes = (time.monotonic() - STARTED) / 60
+    return (f"{sum(one.ru_utime + one.ru_stime for one in used) / 60:.1f} CPU-minutes in "
+            f"{minutes // 60:.0f} h {minutes % 60:.0f} min")
+
+
 def until_state_ends(run: RunDir, patience_min: float = PATIENCE_MIN,
-                     now: Callable[[], float] = time.monotonic) -> Ending:
+                     now: Callable[[], float] = time.monotonic,
+                     while_queued: bool = True) -> Ending:
     """Training has ended when state.json says finished or failed, or its batch script that its
     job has.
 
     One that was stopped by hand may be started again, one that is killed cannot say so: both have
     ended when nothing in the run folder has changed for `patience_min`, or 48 times as long while
     its job waits to start again.
+
+    Args:
+        while_queued: wait for a job that is to start again; else end as soon as it has stopped, or
+            is silent, and leave it to slurm/job.sh to find out whether it comes back.
     """
     last: List[Tuple[float, Signature]] = []
+    # What is left of an earlier start is no news.
+    old = _stops(run)
 
     def ending() -> Optional[End]:
-        state, job = _state(run), _training_job(run)
+        facts = _facts(run)
+        state, job = facts.state.name or "not begun", facts.work.job_id
         signs = _states([run.state, run.train_log, run.last_checkpoint,
                          *(row.path for row in run.predicted())])
         if not last or last[0][1] != signs:
             last[:] = [(now(), signs)]
-        if state in ("finished", "failed"):
+        # Until a run that was submitted again starts, its state is that of an earlier job.
+        if state in ("finished", "failed") and (not job or is_of_newest_start(facts)):
             return End(f"training has {state}")
         if job and run.job_ended(job).exists():
             return End(f"training's job {job} has ended and left it {state}",
                        0 if state == "stopped" else EXIT_FAILED)
         waits = bool(job) and run.job_waits(job).exists()
-        if now() - last[0][0] >= 60 * patience_min * (QUEUE_PATIENCE if waits else 1):
+        silent_s = now() - last[0][0]
+        if job and not while_queued:
+            if (waits or state == "stopped") and _stops(run) != old:
+                return End(f"training's job {job} has stopped, perhaps to start again", leader=job)
+            if silent_s >= 60 * patience_min:
+                return End(f"training is {state} and has written nothing for {patience_min:g} "
+                           f"minutes; is job {job} in the queue?", leader=job)
+        elif silent_s >= 60 * patience_min * (QUEUE_PATIENCE if waits else 1):
             return End(f"training is {state} and has written nothing for {patience_min:g} minutes",
                        0 if state == "stopped" else EXIT_FAILED)
         return None
     return ending
 
 
-def _training_job(run: RunDir) -> str:
-    """The id of the newest Slurm job that trains the run; '' if there is none."""
-    with contextlib.suppress(UserError, TypeError, KeyError):
-        jobs = [row["job_id"] for row in read_json(run.jobs) if row["stage"] == "train"]
-        return str(jobs[-1]) if jobs else ""
-    return ""
+def _facts(run: RunDir) -> Facts:
+    facts = read_facts(run)
+    if facts.state.damaged:  # a file system that stumbles does not end the follower; patience does
+        raise UserError(facts.state.why)
+    return facts
 
 
-def _state(run: RunDir) -> str:
-    state = read_state(run)
-    if state.damaged:  # a file system that stumbles does not end the follower; patience does
-        raise UserError(state.why)
-    return state.name or "not begun"
+def _stops(run: RunDir) -> Signature:
+    """What training and its batch script write when it stops."""
+    return _states([run.state, run.job_waits(read_facts(run).work.job_id)])
 
 
 def until_stdin_ends() -> Ending:

@@ -44,8 +44,8 @@ def taken(path: Path, flock: Flock = fcntl.flock) -> Iterator[bool]:
         file = open(path, "a+", encoding="utf-8",  # noqa: SIM115 (closed below, which unlocks)
                     opener=_no_link)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; scores are written there"
-                        ) from error
+        raise UserError(f"cannot write {path}: {error.strerror}; make {path.parent} a "
+                        "folder that you can write to") from error
     with file:
         try:
             flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -42,6 +42,7 @@ from blip_art.model.linear import Forwards, replaced
 from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.model.weights import load_weights, save_weights
 from blip_art.predict import caption_split, check_lengths
+from blip_art.rank_plan import RankPlan
 from blip_art.readable import freeze_references, readable_pairs
 from blip_art.retention import prune_weights
 from blip_art.train.batches import EpochBatches, steps_per_epoch
@@ -49,7 +50,14 @@ from blip_art.train.checkpoint import Identity, Progress, load_checkpoint, save_
 from blip_art.train.faster import COMPILED_LENGTH, faster_steps
 from blip_art.train.heartbeat import Heartbeat, Waits, peak_memory_gb
 from blip_art.train.optim import Stepper, autocast, learning_rate
-from blip_art.train.setup import alone_in, open_run, run_identity, write_epoch, write_state
+from blip_art.train.setup import (
+    alone_in,
+    open_run,
+    run_identity,
+    share_batches,
+    write_epoch,
+    write_state,
+)
 
 # What a rank wants after a step; all do what the most urgent one wants.
 GO_ON, SAVE, LEAVE = range(3)
@@ -66,12 +74,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     config = load_config(args.config, args.overrides)
     run = RunDir(args.run or f"runs/{config.name}")
-    tokenizer = CaptionTokenizer(config.model.tokenizer)
     with process_group() as world, alone_in(run, world):
         open_run(run, config, args.resume, world)
         world.peers.record = functools.partial(write_failure, run, "train")
         note_run(run, "train")
         try:
+            tokenizer = CaptionTokenizer(config.model.tokenizer)
             pairs = readable_pairs(config, run, "train", world)
             for split in config.generate.splits:  # fail now, not after the first epoch
                 readable_pairs(config, run, split, world)
@@ -109,6 +117,8 @@ class Training:
     world: World
     stop: Stop
     tokenizer: CaptionTokenizer
+    plan: RankPlan
+    steps: int  # of an epoch, as the run counts them
     batches: EpochBatches
     loader: DataLoader[Any]
     model: BlipCaptioner
@@ -164,7 +174,8 @@ def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionToke
     ema = timm.utils.ModelEmaV3(model, decay=decay) if decay else None
     check_lengths(config, model)
     identity = run_identity(config, run, world)
-    steps = steps_per_epoch(len(pairs), config.train.batch_size, world.size)
+    plan = share_batches(config, run, world)
+    steps = steps_per_epoch(len(pairs), config.train.batch_size, plan.begun)
     progress = load_checkpoint(run, identity, config.train.epochs, steps, model, stepper, ema,
                                world)
     ddp: Any = model
@@ -177,28 +188,27 @@ def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionToke
                            config.model.prompt, config.data.max_words, config.seed,
                            skip_bad=config.data.bad_pictures == "skip")
     batches = EpochBatches(len(dataset), config.train.batch_size, world.rank, world.size,
-                           config.seed)
+                           config.seed, plan.begun)
     workers = config.data.num_workers
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers,
                         persistent_workers=workers > 0, **worker_options(workers, STOP_SIGNALS),
                         pin_memory=world.device.type == "cuda")
     faster = faster_steps(model, config.train.compile, stepper.dtype,
-                          graphs=world.size == config.train.accumulate == 1)
-    heartbeat = Heartbeat(run, config.train.epochs, batches.steps,
-                          config.train.batch_size * world.size, world.is_main)
-    training = Training(config, run, world, stop, tokenizer, batches, loader, model, ddp, stepper,
-                        ema, faster, identity, heartbeat)
+                          graphs=world.size == plan.accumulate == 1)
+    heartbeat = Heartbeat(run, config.train.epochs, steps, config.train.batch_size * plan.begun,
+                          world.is_main)
+    training = Training(config, run, world, stop, tokenizer, plan, steps, batches, loader, model,
+                        ddp, stepper, ema, faster, identity, heartbeat)
 
     while progress.epoch < config.train.epochs:
         write_state(run, world, "running", epoch=progress.epoch, epochs=config.train.epochs)
-        if progress.step < batches.steps:
+        if progress.step < steps:
             train_epoch(training, progress)
         evaluated = ema.module if ema else model
         [host_memory_gb] = world.sum([peak_memory_gb()])
         if world.is_main:
             save_weights(evaluated, run.weights(progress.epoch), identity)
-            print(write_epoch(run, config, progress, stepper, batches.steps, host_memory_gb),
-                  flush=True)
+            print(write_epoch(run, config, progress, stepper, steps, host_memory_gb), flush=True)
             prune_weights(run, config.train.keep)
         heartbeat.begin_captions(progress.epoch)
         for split in config.generate.splits:
@@ -216,8 +226,10 @@ def train_epoch(t: Training, progress: Progress) -> None:
         Interrupted: stopped by a signal, on all ranks together, after saving.
     """
     config, settings, world, epoch = t.config, t.config.train, t.world, progress.epoch
-    steps = t.batches.steps
-    t.batches.begin(epoch, progress.step)
+    plan, batches = t.plan, t.batches
+    # Steps are this rank's own: those of the run, where as many ranks began it.
+    steps, first = batches.steps, plan.own_steps(progress.step)
+    batches.begin(epoch, first)
     before = copy.copy(progress)
     # Sum and number of the finite losses. Reading them waits for the GPU: only to show or save.
     losses = torch.zeros(2, dtype=torch.float64, device=world.device)
@@ -226,15 +238,16 @@ def train_epoch(t: Training, progress: Progress) -> None:
     t.heartbeat.begin_epoch(epoch)
     t.ddp.train()
     with replaced(t.faster), tqdm(
-            total=steps, initial=progress.step, desc=f"epoch {epoch}", unit="step",
+            total=steps, initial=first, desc=f"epoch {epoch}", unit="step",
             leave=False, mininterval=SHOW_S, disable=None if world.is_main else True) as bar:
-        for step, (images, captions) in enumerate(t.waits.batches(load_batches(t.loader)),
-                                                 progress.step):
-            # Dropout depends on the step alone: a resumed run draws what an undisturbed one does.
-            torch.manual_seed(dropout_seed(config.seed, epoch, step, world.rank))
-            group_end = min((step // settings.accumulate + 1) * settings.accumulate, steps)
-            moves = step + 1 == group_end
-            t.stepper.set_lr(learning_rate(settings, epoch, step, steps))
+        for step, (images, captions) in enumerate(t.waits.batches(load_batches(t.loader)), first):
+            # Dropout depends on the part alone: a resumed run draws what an undisturbed one does.
+            torch.manual_seed(dropout_seed(
+                config.seed, epoch, *divmod(batches.part(step), plan.begun)))
+            group = batches.group(step, plan.accumulate)
+            moves = step + 1 == group[1]
+            done = plan.run_steps(step + 1, t.steps)
+            t.stepper.set_lr(learning_rate(settings, epoch, max(0, done - 1), t.steps))
             ids = t.tokenizer.encode(captions, config.model.max_tokens,
                                      COMPILED_LENGTH if settings.compile else None)
             ids, counted = (sent(x, world.device) for x in (ids, t.model.counted(ids)))
@@ -244,17 +257,20 @@ def train_epoch(t: Training, progress: Progress) -> None:
             with nullcontext() if moves or world.size == 1 else t.ddp.no_sync():
                 with autocast(t.stepper.dtype, world.device):
                     loss = t.ddp(images, ids, counted)
-                t.stepper.backward(loss, group_end - step // settings.accumulate
-                                   * settings.accumulate)
-            finite = loss.detach().isfinite()
-            losses += torch.stack([torch.where(finite, loss.detach(), 0.0), finite]).double()
+                # The mean over the group's parts; at an epoch's end a rank may be without one.
+                counts = batches.has_part(step)
+                t.stepper.backward(loss if counts else loss * 0,
+                                   batches.parts_between(*group) / world.size)
+            if counts:
+                finite = loss.detach().isfinite()
+                losses += torch.stack([torch.where(finite, loss.detach(), 0.0), finite]).double()
             if moves:
                 t.refuse(t.stepper.step())
-            _show(bar, losses, step + 1 - before.step, started, settings.batch_size * world.size)
-            t.heartbeat.beat(step + 1, t.waits)
+            _show(bar, losses, step + 1 - first, started, settings.batch_size * world.size)
+            t.heartbeat.beat(done, t.waits)
             if not moves:
                 continue
-            if (step + 1) % (ASK_EVERY * settings.accumulate) == 0 or step + 1 == steps:
+            if (step + 1) % (ASK_EVERY * plan.accumulate) == 0 or step + 1 == steps:
                 t.check_refused(epoch, step)
                 t.waits.settle()
                 if bar.disable:
@@ -264,17 +280,17 @@ def train_epoch(t: Training, progress: Progress) -> None:
             due = time.monotonic() - saved > 60 * settings.save_every_min
             decision = world.most(LEAVE if t.stop else SAVE if due else GO_ON)
             if decision != GO_ON:
-                bring_forward(progress, before, step + 1, losses, started, t)
+                bring_forward(progress, before, done, losses, started, t)
                 t.save(progress)
                 saved = time.monotonic()
             if decision == LEAVE:
                 raise Interrupted
-    bring_forward(progress, before, steps, losses, started, t)
+    bring_forward(progress, before, t.steps, losses, started, t)
     t.save(progress)
 
 
 def dropout_seed(seed: int, epoch: int, step: int, rank: int) -> int:
-    """One number a step and rank."""
+    """One number a step and rank, of those the run was begun with."""
     return (((seed * 10_007 + epoch) * 1_000_003 + step) * 1_009 + rank) % 2**63
 
 
@@ -288,7 +304,7 @@ def bring_forward(progress: Progress, before: Progress, step: int, losses: torch
     progress.step, progress.losses = step, before.losses + int(counted)
     progress.loss_sum = before.loss_sum + loss_sum
     progress.skipped = before.skipped + int(t.refused[0])  # the same on all ranks
-    progress.pictures = before.pictures + done * t.config.train.batch_size * world.size
+    progress.pictures = before.pictures + done * t.config.train.batch_size * t.plan.begun
     progress.seconds = before.seconds + time.monotonic() - started
     progress.waited_s = before.waited_s + waited_s / world.size
 

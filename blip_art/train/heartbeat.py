@@ -97,7 +97,7 @@ class Heartbeat:
         now = time.monotonic()
         if self._first is None:
             self._first = now, step
-        elif now > self._first[0]:
+        elif step > self._first[1]:
             self._step_s = (now - self._first[0]) / (step - self._first[1])
         self._done = step
         if now - self._written >= BEAT_S:

@@ -91,7 +91,7 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
-    def backward(self, loss: torch.Tensor, accumulated: int = 1) -> None:
+    def backward(self, loss: torch.Tensor, accumulated: float = 1) -> None:
         """Add this loss's gradients, as one of `accumulated` batches that make up a move."""
         self.scaler.scale(loss / accumulated).backward()
 

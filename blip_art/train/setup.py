@@ -10,17 +10,13 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from blip_art.config import (
     HARMLESS,
     Config,
     config_to_dict,
-    differences,
     dump_config,
-    first_of,
-    load_run_config,
 )
 from blip_art.distributed import World
 from blip_art.errors import UserError
@@ -32,10 +28,12 @@ from blip_art.files import (
     write_jsonl,
     write_text,
 )
-from blip_art.manifest import read_manifest, sha256_of_file, update_manifest
+from blip_art.manifest import read_manifest, update_manifest
 from blip_art.outputs import refuse_input
+from blip_art.rank_plan import RankPlan, begun_with, describe_plan, plan_ranks
 from blip_art.readable import pairs_file
-from blip_art.run_state import is_finished
+from blip_art.resume_checks import refuse_changes, training_lists
+from blip_art.run_state import is_finished, this_start
 from blip_art.score.lock import STALE_S, owner, taken
 from blip_art.train.checkpoint import Identity, Progress
 from blip_art.train.optim import Stepper, learning_rate
@@ -73,30 +71,29 @@ def open_run(run: RunDir, config: Config, resume: bool, world: World) -> None:
 
     Raises:
         UserError: the folder has a checkpoint and `resume` is off, it was run with another
-            configuration, other data or another number of ranks, it holds captions or weights of
-            something else, it cannot be written to, or its output_file is a list of pictures.
+            configuration, other data or a number of ranks that the batches do not go with, it
+            holds captions or weights of something else, it cannot be written to, or its
+            output_file is a list of pictures.
     """
     def check_and_write() -> None:
-        refuse_input(config.output_file or run.output, _lists(config), "output_file")
+        refuse_input(config.output_file or run.output, training_lists(config), "output_file")
         _remove_litter(run)
         if run.saved_checkpoints():
             if not resume:
                 raise UserError(f"{run.path} already has a checkpoint; add --resume to go on, or "
                                 "choose another --run")
-            _refuse_changes(run, config, world)
-        elif run.saved_epochs() and is_finished(run):
-            raise UserError(f"{run.path} is finished and its checkpoints are gone ('launch.py "
-                            "clean' removes them): there is nothing to go on with; choose another "
-                            "--run to train again")
-        elif run.predicted() or run.saved_epochs():
-            raise UserError(f"{run.path} has captions or weights but no checkpoint, so they are "
-                            "not this training's; choose another --run, or delete it")
-        else:
+            read_train_log(run)  # fail now, not when the epoch is written
+        refuse_changes(run, config, world.size, world.device.type)
+        if not run.saved_checkpoints():
             write_text(config.output_file or run.output, "")  # fail now, not after an epoch
         write_text(run.config, dump_config(config))
         # Relative paths in the configuration start here; whoever scores may stand elsewhere.
-        update_manifest(run, stage="train", data=_lists(config), cwd=os.getcwd(),
-                        ranks=world.size, device=world.device.type, run_id=_run_id(run))
+        # `ranks` stays what the run was begun with: what a step is depends on it.
+        update_manifest(run, stage="train", data=training_lists(config), cwd=os.getcwd(),
+                        ranks=begun_with(run) or world.size, ranks_now=world.size,
+                        device=world.device.type, run_id=_run_id(run))
+        if not is_finished(run):  # what an earlier start has said is over
+            write_state(run, world, "running", epochs=config.train.epochs)
     world.on_main(check_and_write)
 
 
@@ -105,11 +102,6 @@ def _remove_litter(run: RunDir) -> None:
     remove_leftovers(run.checkpoints, alone=True)
     for folder in {run.path, *(run.path / name for name in _WRITTEN)}:
         remove_leftovers(folder)
-
-
-def _lists(config: Config) -> list[Path]:
-    return [path for split in ("train", *config.generate.splits)
-            if (path := pairs_file(config, split)).exists()]
 
 
 def _run_id(run: RunDir) -> str:
@@ -125,6 +117,17 @@ def run_identity(config: Config, run: RunDir, world: World) -> Identity:
     return identity
 
 
+def share_batches(config: Config, run: RunDir, world: World) -> RankPlan:
+    """Which rank computes what; a line says so where the run was begun with other ranks."""
+    found: list[RankPlan] = []
+    world.on_main(lambda: found.append(plan_ranks(run, config, world.size)))
+    plan: RankPlan = world.gather(found)[0][0]
+    line = describe_plan(plan, config.train.accumulate)
+    if line and world.is_main:
+        print(f"{run.path} {line}", flush=True)
+    return plan
+
+
 def _identity(config: Config, run: RunDir) -> Identity:
     values: dict[str, Any] = {}
     for name, value in config_to_dict(config).items():
@@ -134,36 +137,14 @@ def _identity(config: Config, run: RunDir) -> Identity:
     return {"seed": config.seed, "run": manifest["run_id"],
             "configuration": {name: value for name, value in values.items()
                               if name not in (*HARMLESS, "seed")},
-            "data": {path.name: manifest["data"][str(path)] for path in _lists(config)}}
-
-
-def _refuse_changes(run: RunDir, config: Config, world: World) -> None:
-    """A resumed run must compute what it would have computed undisturbed."""
-    changed = differences(load_run_config(run.config), config, skip=HARMLESS)
-    if changed:
-        raise UserError(f"{run.path} was started with another configuration "
-                        f"({first_of(changed)}); choose another --run, or undo the change: its "
-                        f"own is in {run.config.name}")
-    read_train_log(run)  # fail now, not when the epoch is written
-    manifest = read_manifest(run)
-    if manifest.get("ranks", world.size) != world.size:
-        raise UserError(f"{run.path} was started with {manifest['ranks']} processes, not "
-                        f"{world.size}: the batches would be others; use as many, or another --run")
-    if manifest.get("device", world.device.type) != world.device.type:
-        raise UserError(f"{run.path} was started on {manifest['device']}, not on "
-                        f"{world.device.type}, which gives other numbers; go on where it was "
-                        "started, or choose another --run")
-    for path in _lists(config):
-        if manifest.get("data", {}).get(str(path), sha256_of_file(path)) != sha256_of_file(path):
-            raise UserError(f"{path} has changed since {run.path} was started; choose another "
-                            "--run, or put the old file back")
+            "data": {path.name: manifest["data"][str(path)] for path in training_lists(config)}}
 
 
 def write_state(run: RunDir, world: World, state: str, why: str = "",
                 **fields: int) -> None:
     """state.json: running, stopped (resumable) or finished; see also write_failure."""
     if world.is_main:
-        write_json(run.state, {"state": state, "why": why, **fields})
+        write_json(run.state, {"state": state, "why": why, **this_start(), **fields})
 
 
 def read_train_log(run: RunDir) -> list[dict[str, float]]:

@@ -40,6 +40,8 @@ class Cluster:
         self.user = pwd.getpwnam(daemons.USER)
         self.home = self._session_folder()
         """A folder of the user's own, new for this session of tests."""
+        self.scratch = Path("/tmp", self.home.name)
+        """Made by jobs that are given it; not in `home`, for sockets must have short names."""
         self.python = str(self._login_python())
         """The login node's interpreter: submitit and PyYAML, no torch."""
         self.checkout = self._clone()
@@ -173,6 +175,7 @@ def cluster() -> Iterator[Cluster]:
         daemons.up()
     cluster = Cluster()
     yield cluster
+    shutil.rmtree(cluster.scratch, ignore_errors=True)
     jobs = cluster.run(["squeue", "-h", "-A", daemons.ACCOUNT, "-o", "%A %Z"]).stdout.splitlines()
     own = {job for job, folder in (line.split(" ", 1) for line in jobs)
            if folder.startswith(str(cluster.home))}

@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import shlex
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from blip_art.files import RunDir
+from blip_art.files import RunDir, read_json
 from tests.cluster import daemons
 from tests.cluster.conftest import Cluster
 from tests.cluster.jobs import Runs, state_of
@@ -51,6 +55,15 @@ def day(cluster: Cluster) -> Day:
     return Day(cluster)
 
 
+@pytest.fixture(scope="module")
+def alone(day: Day) -> RunDir:
+    """A run that has finished and is not scored."""
+    run = day.train("alone", "train.epochs=1")
+    day.wait(run)
+    day.wait_until_gone(run)
+    return run
+
+
 @pytest.mark.parametrize("layout", ["node", "gpu"])
 def test_doctors_job_finds_a_node_fit(day: Day, layout: str) -> None:
     site = day.cluster.write_site(f"doctor_{layout}", layout=layout)
@@ -71,6 +84,12 @@ def test_doctor_names_what_slurm_would_refuse(day: Day) -> None:
                  "a GPU job is refused", "no image at /no/a.sif | build it with", "is no overlay",
                  "cpu_time_min: 1440", "no job is submitted before"):
         assert line in said
+    several = day.say("doctor", "--site", day.cluster.write_site("several",
+                                                                 partition="preempt,gpu"))
+    for line in ("ok   | partition preempt: 2 of 2", "ok   | partition gpu: 2 of 2",
+                 "ok   | partition preempt queues again what it preempts",
+                 "ok   | arrays of up to 1001 jobs", "a GPU job is accepted"):
+        assert line in several
 
 
 def test_a_run_is_watched_cancelled_and_resumed(day: Day) -> None:
@@ -101,15 +120,32 @@ def test_a_run_is_watched_cancelled_and_resumed(day: Day) -> None:
     day.reach(run, "running")
     assert "nothing to do" in day.say("resume", run.path)
     day.cluster.wait(lambda: day.row(run)["epochs_done"] > done, 180, day.said(run))
+    # As the kernel does where memory is short: the same reason everywhere.
+    os.kill(ranks_of(run)[0], signal.SIGKILL)
+    day.reach(run, "failed")
+    why = read_json(run.state)["why"]
+    assert "was ended by SIGKILL (often: not enough memory)" in why
+    assert day.row(run)["why"].startswith(why)
     day.say("cancel", run.path)
     day.wait_until_gone(run)
+    assert day.row(run)["state"] == "failed"
+    assert f"error: {why}" in day.say("logs", run.path)
     assert "epoch   0" not in day.say("logs", run.path)
 
 
-def test_status_does_without_accounts_and_without_a_controller(day: Day) -> None:
-    run = day.train("alone", "train.epochs=1")
-    day.wait(run)
-    day.wait_until_gone(run)
+def ranks_of(run: RunDir) -> list[int]:
+    """The processes that train it."""
+    named, found = f"--run\0runs/{run.name}\0".encode(), []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # one that has ended meanwhile
+            said = path.read_bytes()
+            if named in said and b"-u\0-m\0blip_art.train\0" in said:
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_status_does_without_accounts_and_without_a_controller(day: Day, alone: RunDir) -> None:
+    run = alone
     bin = day.folder / "bin"
     bin.mkdir()
     (bin / "squeue").symlink_to("/usr/bin/squeue")
@@ -121,6 +157,47 @@ def test_status_does_without_accounts_and_without_a_controller(day: Day) -> None
     row = day.row(run, SLURM_CONF=str(dead))
     assert row["state"] == "finished"
     assert "controller does not answer" in row["notes"][0]
+
+
+def test_a_profile_is_written_and_a_shell_runs_on_a_node(day: Day) -> None:
+    profile = day.folder / "own.yaml"
+    assert "./launch.py doctor" in day.say("site", "init", "-o", profile)
+    assert "there is a profile at" in day.say("site", "init", "-o", profile, code=2)
+    places = {"image": day.cluster.image, "overlay": day.cluster.overlay}
+    profile.write_text("".join(
+        f"{key}: {places[key]}\n" if (key := line.partition(":")[0]) in places else line
+        for line in profile.read_text().splitlines(keepends=True)))
+    assert "fail |" not in day.say("doctor", "--site", profile)
+    inside = ("import os, sys, torch, pycocoevalcap; print(os.environ['SLURM_JOB_NODELIST'], "
+              "os.environ['CUDA_VISIBLE_DEVICES'], os.getcwd()); sys.exit(3)")
+    said = day.say("shell", "--gpus", "2", "--time", "5", "--port", "8123", "--site", profile,
+                   "--", "python3", "-c", inside, code=3)
+    assert f" 0,1 {day.folder}\n" in said
+    node = said.partition(" ")[0]
+    assert f"ssh -N -L 8123:{node}:8123 {day.cluster.user.pw_name}@" in said
+    # With a terminal, as people use it.
+    words = [day.cluster.python, day.cluster.checkout / "launch.py", "shell", "--cpu", "--site",
+             profile, "--", "tty"]
+    typed = day.cluster.run(["script", "-qec", shlex.join(map(str, words)), "/dev/null"],
+                            cwd=day.folder)
+    assert "/dev/pts/" in typed.stdout
+    assert not [path for path in Path("/tmp").glob("blip_art-shell.*")
+                if path.owner() == day.cluster.user.pw_name]
+
+
+def test_a_clean_run_is_still_scored(day: Day, alone: RunDir) -> None:
+    said = day.say("clean", alone.path)
+    for kind in ("checkpoints", "code", "pickles"):
+        assert f"{kind}: " in said
+    assert alone.last_checkpoint.exists()
+    assert "removed " in day.say("clean", alone.path, "--yes")
+    assert not alone.saved_checkpoints()
+    assert not alone.code.exists()
+    assert day.row(alone)["state"] == "finished"
+    assert day.launch("score", "--run", alone.path).returncode == 0
+    assert "job" in day.say("clean", alone.path)  # which keeps all of it
+    day.cluster.wait(alone.scores("val", 0).exists, 240, day.said(alone))
+    day.wait_until_gone(alone)
 
 
 def test_a_run_that_died_before_it_wrote_is_explained(day: Day) -> None:

@@ -24,7 +24,7 @@ LOST = ('/usr/bin/{name} "$@" >/dev/null\n'
 SLOW = 'sleep 3\nexec /usr/bin/{name} "$@"\n'
 SILENT = 'echo "{name}: error: Socket timed out on send/recv operation" >&2\nexit 1\n'
 # Nothing of it runs: what is looked at is who knows of the job.
-LATER = {"begin": "now+1hour"}
+LATER = "now+1hour"
 
 
 class Lost(Runs):
@@ -50,8 +50,8 @@ class Lost(Runs):
             (folder / name).chmod(0o755)
         return {"PATH": f"{folder}:{self.cluster.environment()['PATH']}"}
 
-    def words(self, name: str, later: bool = True) -> list[str | Path]:
-        site = self.cluster.write_site(f"later-{later}", sbatch=LATER if later else {})
+    def words(self, name: str, begin: str = LATER) -> list[str | Path]:
+        site = self.cluster.write_site(f"begin-{begin}", sbatch={"begin": begin})
         return ["train", "mini/config.yaml", "--run", f"runs/{name}", "--no-score",
                 "--cluster", "slurm", "--site", site]
 
@@ -85,11 +85,19 @@ def test_a_lost_answer_is_looked_for_and_a_slow_queue_is_named(lost: Lost) -> No
     assert lost.named(run) == []
 
 
+def test_a_job_that_has_started_is_found_while_squeue_is_silent(lost: Lost) -> None:
+    run = RunDir(lost.folder / "runs" / "started")
+    said = lost.say(*lost.words("started", "now"), sbatch=LOST, squeue=SILENT)
+    [job] = lost.known(run)
+    assert f"found: job {job}" in said
+    lost.say("cancel", run.path)
+
+
 def test_a_job_that_nobody_could_look_for_runs_nothing_and_is_found_later(lost: Lost) -> None:
     run = RunDir(lost.folder / "runs" / "later")
-    said = lost.say(*lost.words("later", later=False), code=2, sbatch=LOST, squeue=SILENT)
+    said = lost.say(*lost.words("later", "now+45"), code=2, sbatch=LOST, squeue=SILENT)
     assert "squeue does not answer either" in said
-    lost.cluster.wait(lambda: not lost.named(run), 60, "the end of a job with nothing to run")
+    lost.cluster.wait(lambda: not lost.named(run), 180, "the end of a job with nothing to run")
     said = lost.say("status", run.path)
     [job] = lost.known(run)
     assert f"train job {job} is cancelled: its submission had been given up" in said

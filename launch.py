@@ -127,8 +127,8 @@ def _add_predict_and_eval(commands: argparse._SubParsersAction[argparse.Argument
                              help="weights that were not trained here, for example COCO's")
         command.add_argument("--epoch", metavar="N", type=int,
                              help="epoch (default: the best, or the last)")
-        command.add_argument("--split", metavar="NAME",
-                             help="val or test (default: generate.splits)")
+        command.add_argument("--split", choices=("val", "test"),
+                             help="what is captioned (default: generate.splits)")
         command.add_argument("overrides", metavar="[CONFIG] key=value", nargs="*",
                              help="CONFIG stands for --run runs/NAME, and for --config where that "
                                   "folder has none; key=value changes the configuration, for "
@@ -138,15 +138,27 @@ def _add_predict_and_eval(commands: argparse._SubParsersAction[argparse.Argument
 
 def run_train(args: argparse.Namespace) -> int:
     """CONFIG and overrides are checked here: a typo should not wait in a queue."""
-    from blip_art.cluster.plan import follow_job, train_job
+    from blip_art.cluster.plan import follow_job, score_job, train_job
+    from blip_art.cluster.preflight import NOTHING, SCORE, check_training, describe_end, work_left
     from blip_art.config import load_config
     from blip_art.files import RunDir
+    from blip_art.rank_plan import fitting_processes
 
     config = load_config(args.config, args.overrides)
     run = RunDir(args.run or Path("runs", config.name))
     if args.cluster == "slurm":
         return _on_slurm().train(args, REPO, run)
+    left = work_left(run, config)
+    if left == NOTHING or left == SCORE and args.no_score:
+        print(describe_end(run), file=sys.stderr)
+        return 0
     place = _place(args, run)
+    if left == SCORE:
+        return _execute(args, [score_job(place, run)], run)
+    if not args.processes:
+        args.processes = fitting_processes(run, config, place.processes)
+        place = _place(args, run)
+    check_training(run, config, place.processes, "" if place.gpus else "cpu")
     # A debugger's terminal is for one program.
     follower = None if args.no_score or place.attached else follow_job(place, run)
     return _execute(args, [train_job(place, args.config, run, args.overrides)], run, follower)
@@ -163,7 +175,6 @@ def run_predict(args: argparse.Namespace) -> int:
 def run_sweep(args: argparse.Namespace) -> int:
     """An array on the cluster; here one run after the other."""
     from blip_art.cluster.sweep import is_asked, load_sweep
-    from blip_art.run_state import is_finished
 
     if args.cluster == "slurm":
         return _on_slurm().sweep(args, REPO)
@@ -171,7 +182,7 @@ def run_sweep(args: argparse.Namespace) -> int:
     members = sweep.members()
     for number, member in enumerate(members, 1):
         print(f"{number}/{len(members)}: {member.run.path}", file=sys.stderr)
-        if is_finished(member.run) and not args.dry_run or not is_asked(member, args.only):
+        if not is_asked(member, args.only):
             continue
         words = ["train", member.config, *member.overrides, "--run", str(member.run.path),
                  "--cluster", args.cluster, *(["--dry-run"] if args.dry_run else []),
@@ -254,7 +265,7 @@ def _execute(args: argparse.Namespace, jobs: List[Job], run: Optional[RunDir] = 
         print(dry_run_text([*([follower] if follower else []), *jobs]), end="")
         return 0
     # What is missing is said before anything is written.
-    refuse_without_packages([*jobs, *([follower] if follower else [])])
+    refuse_without_packages(jobs)
     import_submitit()
     if run:
         take_snapshot(REPO, run.code)
@@ -330,16 +341,20 @@ def _default_python() -> str:
 
 
 def _run_to_predict(args: argparse.Namespace) -> RunDir:
-    """The run folder; with --config it may be a new one."""
+    """The run folder; with --config it may be a new one. A dry run may be of a run to come."""
+    from blip_art.cluster.preflight import check_predictions
     from blip_art.config import load_config
     from blip_art.files import RunDir
 
     run = RunDir(_run_of_config(args))
     if not run.config.exists():
         args.config = args.config or args.named
-    if not args.config:
-        return _existing_run(str(run.path))
-    load_config(args.config, args.overrides)
+    if args.config:
+        load_config(args.config, args.overrides)
+    else:
+        _existing_run(str(run.path))
+    if not args.dry_run:
+        check_predictions(args, run)
     return run
 
 

@@ -25,8 +25,6 @@ from blip_art.config import (
     GenerateConfig,
     config_to_dict,
     dump_config,
-    load_config,
-    load_run_config,
 )
 from blip_art.data.datasets import Picture, unique_pictures
 from blip_art.data.loading import PictureDataset
@@ -45,8 +43,8 @@ from blip_art.model.decode import NotFinite, NucleusOptions, beam_search, nucleu
 from blip_art.model.step import StepDecoder
 from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.model.weights import load_weights
+from blip_art.predict_plan import plan_predictions
 from blip_art.readable import freeze_references, readable_pairs
-from blip_art.run_state import read_best
 from blip_art.train.optim import autocast, caption_dtype
 
 Batch = tuple[Tensor, Tensor]
@@ -213,44 +211,12 @@ def caption_split(model: BlipCaptioner, tokenizer: CaptionTokenizer, config: Con
     world.barrier()
 
 
-def _run_config(args: argparse.Namespace, run: RunDir) -> Config:
-    if args.config:
-        return load_config(args.config, args.overrides)
-    if not run.config.exists():
-        raise UserError(f"{run.path} has no config.yaml; train first, or give --config CONFIG.yaml")
-    return load_run_config(run.config, args.overrides)
-
-
-def _weights(args: argparse.Namespace, run: RunDir, config: Config) -> tuple[str, int]:
-    """The weights to read and the epoch their captions are filed under."""
-    saved = run.saved_epochs()
-    if args.weights:
-        if saved or run.saved_checkpoints():
-            raise UserError(f"{run.path} is a training's: captions of other weights would replace "
-                            "its own; choose another --run, with --config CONFIG.yaml")
-        return args.weights, args.epoch or 0
-    if not saved and config.model.pretrained and not run.saved_checkpoints():
-        return config.model.pretrained, args.epoch or 0
-    epoch = args.epoch if args.epoch is not None else (
-        best.epoch if (best := read_best(run)) else (saved or [-1])[-1])
-    if epoch not in saved:
-        which = f"of epoch {epoch} (there are {', '.join(map(str, saved))})" if saved else "yet"
-        raise UserError(f"{run.path} has no weights {which}; train, choose an --epoch, or give "
-                        "--weights FILE")
-    return str(run.weights(epoch)), epoch
-
-
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     run = RunDir(args.run)
-    config = _run_config(args, run)
-    source, epoch = _weights(args, run, config)
-    splits = args.split or config.generate.splits
-    for split in splits:
-        if args.overrides and not args.config and run.predictions(split, epoch).exists():
-            raise UserError(f"{run.predictions(split, epoch)} is there, with the run's settings; "
-                            f"for others use another --run, --config {run.config} and "
-                            f"--weights {source}")
+    plan = plan_predictions(run, args.config or "", args.weights or "", args.epoch,
+                            args.split or (), args.overrides)
+    config, source, epoch, splits = plan.config, plan.source, plan.epoch, plan.splits
     with process_group() as world, Stop() as stop:
         world.peers.record = functools.partial(write_failure, run, "predict")
         note_run(run, "predict")

@@ -82,6 +82,13 @@ def train_stages(place: Place, run: RunDir, config: str, overrides: Sequence[str
                   after=(("afterany", "score"),))]
 
 
+def rescore_stages(place: Place, run: RunDir) -> List[Stage]:
+    """What a run that is trained lacks: scores, and a report with them."""
+    return [Stage("score", (score_job(place, run),), (run,)),
+            Stage("collect", (collect_job(place, [run], run.path / "report", run.slurm),), (run,),
+                  after=(("afterany", "score"),))]
+
+
 def eval_stages(place: Place, run: RunDir, options: Sequence[str], nodes: int = 1,
                 scored: bool = True) -> List[Stage]:
     """Captions on the GPUs, then scores on the CPU, and the run's report with them."""

@@ -9,6 +9,7 @@ what only Slurm knows: whether its jobs wait or run, and how they ended.
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -73,7 +74,8 @@ def judge(folder: Folder, answers: Answers) -> Row:
         row.state == "COMPLETING" and job.job_id in folder.cancelled)]
     is_report = bool(folder.jobs) and not facts.state.name and all(
         job.stage == "collect" for job in folder.jobs)
-    state, why = (_decide_report if is_report else _decide_run)(folder, facts, live)
+    state, why = (_decide_report(folder, facts, live) if is_report
+                  else _decide_run(folder, facts, live, answers.asked))
     hours, exact = _gpu_hours(folder, answers)
     return Row(**{**asdict(folder.row), "state": state, "why": why, "gpu_hours": hours,
                   "gpu_hours_exact": exact, "jobs": tuple(job.job_id for job, _ in live),
@@ -104,7 +106,7 @@ def add_answers(work: Work, answers: Answers) -> Work:
     return work._replace(how=reasons.ended(state, account.exit_code if account else ""))
 
 
-def _decide_run(folder: Folder, facts: Facts, live: Live) -> Verdict:
+def _decide_run(folder: Folder, facts: Facts, live: Live, asked: bool) -> Verdict:
     computing = [(job, row) for job, row in live if job.stage in _COMPUTES]
     verdict = decide(facts)
     is_ending = facts.work.phase == "running" and verdict.state != "running"
@@ -118,7 +120,10 @@ def _decide_run(folder: Folder, facts: Facts, live: Live) -> Verdict:
     if verdict.state in ("", "new", "submitted") and live:
         return _describe(live, folder.jobs)
     if verdict.state == "finished" and folder.unscored:
-        score = f"{folder.unscored} not scored: launch.py score --run {folder.run.path}"
+        # A login node has no torch and no Java: there it is a job again, of the same profile.
+        where = " --cluster slurm" if folder.jobs and asked else ""
+        score = (f"{folder.unscored} not scored: launch.py score --run "
+                 f"{shlex.quote(str(folder.run.path))}{where}")
         return Verdict("finished", f"{verdict.why}; {score}" if verdict.why else score)
     return verdict
 

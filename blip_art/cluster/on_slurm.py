@@ -13,12 +13,13 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from blip_art.cluster import sweep as sweeps
 from blip_art.cluster.batch import (
     Stage,
     eval_stages,
+    rescore_stages,
     slurm_place,
     sweep_stages,
     train_stages,
@@ -31,25 +32,29 @@ from blip_art.cluster.heartbeat import expected_start
 from blip_art.cluster.inputs import check_inputs, folders_of, inputs_of
 from blip_art.cluster.limits import Limits, SubmitLimit, read_limits
 from blip_art.cluster.pending import settle_all
-from blip_art.cluster.plan import collect_job, score_job, train_job
+from blip_art.cluster.plan import Place, collect_job, score_job, train_job
 from blip_art.cluster.portions import in_portions, sweep_runs
+from blip_art.cluster.preflight import (
+    NOTHING,
+    SCORE,
+    check_training,
+    describe_end,
+    has_begun,
+    is_weights_path,
+    refuse_other_settings,
+    site_of_runs,
+    work_left,
+)
 from blip_art.cluster.site import ENVIRONMENT, Site, check_site, load_site
 from blip_art.cluster.sizes import warn_of_room
 from blip_art.cluster.slurm import Slurm, run_command
 from blip_art.cluster.snapshot import changed_files, take_snapshot
 from blip_art.cluster.submit import Submission, script_text, shown, submit, tell
-from blip_art.config import (
-    HARMLESS,
-    Config,
-    differences,
-    dump_config,
-    first_of,
-    load_config,
-    load_run_config,
-)
+from blip_art.config import Config, dump_config, first_of, load_config
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_text
 from blip_art.manifest import read_manifest
+from blip_art.rank_plan import fitting_processes, plan_ranks
 from blip_art.run_state import is_finished, unscored
 from blip_art.score.lock import owner, taken
 
@@ -62,45 +67,82 @@ _EXCLUSIVE = ("train", "predict")
 
 
 def train(args: argparse.Namespace, repo: Path, run: RunDir) -> int:
-    """Training, its follower, the rest of the scores, a report."""
-    site = site_of(args, repo)
+    """Training, its follower, the rest of the scores, a report; of a finished run what it lacks."""
     config = load_config(args.config, args.overrides)
-    if has_begun(run):
-        refuse_other_settings([(run, config)])
+    left = work_left(run, config)
+    if left == NOTHING or left == SCORE and args.no_score:
+        print(describe_end(run), file=sys.stderr)
+        return 0
+    site = site_of(args, repo, [run])
+    place = slurm_place(site, run.code.resolve(), args.processes)
+    if left == SCORE:
+        return _score_the_rest(args, repo, site, run)
+    place = _checked_place(args, place, [(run, config)])
+    check_training(run, config, args.nodes * place.processes)
     if not args.dry_run:
         warn_of_room([run], [config], scored=not args.no_score)
-    place = slurm_place(site, run.code.resolve(), args.processes)
     stages = train_stages(place, run, str(run.frozen_config), nodes=args.nodes,
                           scored=not args.no_score)
     return _go(args, repo, site, run, stages, {run: (args.config, tuple(args.overrides))},
                inputs=_training_inputs(run, config))
 
 
+def _score_the_rest(args: argparse.Namespace, repo: Path, site: Site, run: RunDir) -> int:
+    """Of a run that is trained; unless a job of it is going to."""
+    scoring = [] if args.dry_run else [
+        (job, row) for _, job, row in jobs_in_queue([run], Slurm()).living if job.stage in SCORING]
+    if scoring:
+        job, row = scoring[0]
+        print(f"{run.path} is trained; {job.stage} job {job.job_id} is {row.state.lower()}, "
+              "nothing to submit", file=sys.stderr)
+        return 0
+    print(f"{run.path} is trained: only what is not scored is submitted", file=sys.stderr)
+    return _go(args, repo, site, run, rescore_stages(slurm_place(site, run.code.resolve()), run))
+
+
+def _checked_place(args: argparse.Namespace, place: Place,
+                   trainings: Sequence[Tuple[RunDir, Config]]) -> Place:
+    """With as many ranks as all can go on with, where the command does not say how many.
+
+    Raises:
+        UserError: one cannot go on with that many.
+    """
+    if trainings and not args.processes:
+        place = dataclasses.replace(place, processes=min(
+            fitting_processes(run, config, place.processes, args.nodes)
+            for run, config in trainings))
+    for run, config in trainings:
+        plan_ranks(run, config, args.nodes * place.processes)
+    return place
+
+
 def predict(args: argparse.Namespace, repo: Path, run: RunDir, options: Sequence[str],
             scored: bool) -> int:
     """Captions, and scores where they are wanted."""
-    site = site_of(args, repo)
+    site = site_of(args, repo, [run])
     place = slurm_place(site, run.code.resolve(), args.processes)
-    inputs = {f"--{key}": Path(getattr(args, key)) for key in ("config", "weights")
-              if getattr(args, key) and Path(getattr(args, key)).exists()}
+    inputs = {f"--{key}": Path(name).expanduser()
+              for key, name in (("config", args.config), ("weights", args.weights))
+              if name and is_weights_path(name)}
     config = args.config or (run.config if run.config.exists() else "")
     if config:
         splits = (args.split,) if args.split else load_config(config).generate.splits
-        inputs.update(inputs_of(load_config(config, args.overrides), splits, weights=False))
+        inputs.update(inputs_of(load_config(config, args.overrides), splits,
+                                weights=not args.weights and not run.saved_epochs()))
     return _go(args, repo, site, run, eval_stages(place, run, options, args.nodes, scored),
                inputs=inputs)
 
 
 def score(args: argparse.Namespace, repo: Path, run: RunDir) -> int:
     """What has no scores."""
-    site = site_of(args, repo)
+    site = site_of(args, repo, [run])
     place = slurm_place(site, run.code.resolve())
     return _go(args, repo, site, run, [Stage("score", (score_job(place, run),), (run,))])
 
 
 def collect(args: argparse.Namespace, repo: Path, runs: Sequence[RunDir], out: Path) -> int:
     """A report, made in the image, which has what plots need."""
-    site = site_of(args, repo)
+    site = site_of(args, repo, runs)
     report = RunDir(out)  # its own copy of the code: a run's may be that of a running job
     place = slurm_place(site, report.code.resolve())
     return _go(args, repo, site, report,
@@ -112,7 +154,7 @@ def sweep(args: argparse.Namespace, repo: Path) -> int:
     """Every run that is missing or failed, as one array; then all scores and a report."""
     plan = sweeps.load_sweep(args.sweep, args.overrides)
     folder = plan.members()[0].run.path.parent
-    site = site_of(args, repo)
+    site = site_of(args, repo, [member.run for member in plan.members()])
     with contextlib.nullcontext() if args.dry_run else _alone(folder):
         return _sweep(args, repo, plan, site, folder)
 
@@ -131,6 +173,8 @@ def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
     print(f"{plan.name}: {len(members)} runs; {len(todo)} to submit, {active} in the queue, "
           f"{sum(is_finished(m.run) for m in members)} trained", file=sys.stderr)
     place = slurm_place(site, code.resolve(), args.processes)
+    configs = [(m.run, load_config(m.config, m.overrides)) for m in todo]
+    place = _checked_place(args, place, configs)
     asks = not args.dry_run and (todo or to_score)
     limits = read_limits(site, slurm) if asks else Limits()
     todo = fitting(todo, len(to_score), limits.submit)
@@ -139,7 +183,7 @@ def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
         args.after, args.mail)
     asked = {run.path for run in [*(m.run for m in todo), *to_score]}
     stages = _after_ending(stages, [one for one in queue.ending if one[0].path in asked])
-    inputs = [_training_inputs(m.run, load_config(m.config, m.overrides)) for m in todo]
+    inputs = [_training_inputs(run, config) for run, config in configs[:len(todo)]]
     to = Submission(site, code, folder / "slurm", _command(),
                     folders_of((path for one in inputs for path in one.values()), site))
     if args.dry_run:
@@ -194,22 +238,6 @@ def lacking(members: Sequence[sweeps.Member], living: Sequence[Live]
     return [m for m in idle if not is_finished(m.run)], to_score, len(training)
 
 
-def has_begun(run: RunDir) -> bool:
-    """Whether there is something of a run that other settings would not go with."""
-    return run.config.exists() and (bool(run.saved_checkpoints() or run.predicted()))
-
-
-def refuse_other_settings(asked: Iterable[Tuple[RunDir, Config]]) -> None:
-    """A run that has begun is not taken for one of another configuration."""
-    other = [(run, changed) for run, config in asked
-             if (changed := differences(load_run_config(run.config), config, skip=HARMLESS))]
-    if other:
-        run, changed = other[0]
-        more = f", as were {len(other) - 1} others" if other[1:] else ""
-        raise UserError(f"{run.path} was run with another configuration ({first_of(changed)})"
-                        f"{more}; undo the change, or give the run or sweep another name")
-
-
 def _sweep_stages(args: argparse.Namespace, plan: sweeps.Sweep, place: Any,
                   members: Sequence[sweeps.Member], todo: Sequence[sweeps.Member],
                   to_score: Sequence[RunDir], out: Path) -> List[Stage]:
@@ -230,9 +258,14 @@ def _sweep_stages(args: argparse.Namespace, plan: sweeps.Sweep, place: Any,
     return stages
 
 
-def site_of(args: argparse.Namespace, repo: Path) -> Site:
-    """The profile with what the command line changes; a dry run may do with the example."""
-    named = getattr(args, "site", None) or os.environ.get(ENVIRONMENT, "")
+def site_of(args: argparse.Namespace, repo: Path, runs: Sequence[RunDir] = ()) -> Site:
+    """The profile with what the command line changes.
+
+    Where none is named it is the one that the runs were submitted with; a dry run may do with the
+    example.
+    """
+    named = (getattr(args, "site", None) or os.environ.get(ENVIRONMENT, "")
+             or site_of_runs(runs))
     if not named and args.dry_run:
         named = str(repo / EXAMPLE)
     site = load_site(named)

@@ -11,7 +11,8 @@ import time
 from typing import Callable, Dict, List, Sequence, Tuple
 
 from blip_art.cluster.logs import ASK_S, LOOK_S, Follower, Log, Write, newest, stages_with_logs
-from blip_art.cluster.record import Submitted, read_jobs
+from blip_art.cluster.ownership import own_jobs, queue_of
+from blip_art.cluster.record import Submitted
 from blip_art.cluster.slurm import QueueRow, Slurm, SlurmError
 from blip_art.errors import UserError
 from blip_art.files import RunDir
@@ -101,16 +102,16 @@ def _ask(runs: Sequence[RunDir], stage: str, slurm: Slurm,
          before: Dict[RunDir, str]) -> Tuple[Dict[RunDir, str], str]:
     """Which runs wait or run, by one squeue for all ('' has ended), and a line about them."""
     jobs: Dict[RunDir, List[Submitted]] = {
-        run: [job for job in read_jobs(run) if job.stage == _stage_of(run, stage)] for run in runs}
-    ids = [job.job_id for of_run in jobs.values() for job in of_run]
+        run: [job for job in own_jobs(run) if job.stage == _stage_of(run, stage)] for run in runs}
+    submitted = [job for of_run in jobs.values() for job in of_run]
     try:
-        rows = slurm.squeue(ids) if ids else {}
+        rows = queue_of(slurm, submitted) if submitted else {}
     except SlurmError as error:
         if not before:
             raise
         return before, f"not known which jobs still run: {error}"
-    live = {run: [rows[job.job_id] for job in jobs[run]
-                  if job.job_id in rows and rows[job.job_id].alive] for run in runs}
+    live = {run: [rows[job] for job in jobs[run] if job in rows and rows[job].alive]
+            for run in runs}
     at_work = {run: _doing(run, live[run], bool(jobs[run])) for run in runs}
     doing = list(at_work.values())
     return at_work, (f"{doing.count(_RUNS)} of {len(runs)} runs at work"

@@ -31,7 +31,6 @@ from blip_art.files import (
 from blip_art.manifest import read_manifest, update_manifest
 from blip_art.outputs import refuse_input
 from blip_art.rank_plan import RankPlan, begun_with, describe_plan, plan_ranks
-from blip_art.readable import pairs_file
 from blip_art.resume_checks import refuse_changes, training_lists
 from blip_art.run_state import is_finished, this_start
 from blip_art.score.lock import STALE_S, owner, taken

@@ -131,6 +131,22 @@ def test_a_run_is_watched_cancelled_and_resumed(day: Day) -> None:
     assert day.row(run)["state"] == "failed"
     assert f"error: {why}" in day.say("logs", run.path)
     assert "epoch   0" not in day.say("logs", run.path)
+    fewer_gpus_go_on(day, run)
+
+
+def fewer_gpus_go_on(day: Day, run: RunDir) -> None:
+    words = ("train", "mini/config.yaml", "--run", run.path, "train.batch_size=2",
+             "train.epochs=200", "--no-score")
+    refused = day.launch(*words, "--gpus", "3")
+    assert refused.returncode == 2
+    assert "cannot share evenly; go on with 1, 2 or 4 in all" in refused.stderr
+    done = day.row(run)["epochs_done"]
+    assert day.launch(*words, "--gpus", "2").returncode == 0
+    day.cluster.wait(lambda: day.row(run)["epochs_done"] > done, 180, day.said(run))
+    assert "goes on with 2 processes, 4 began it: train.accumulate is 2" in day.said(run)
+    assert read_json(run.manifest)["ranks"] == 4
+    day.say("cancel", run.path)
+    day.wait_until_gone(run)
 
 
 def ranks_of(run: RunDir) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,36 @@ def test_training_is_scored_beside_it_and_reported(runs: Runs, undisturbed: RunD
     assert (manifest["ranks"], manifest["restarts"]) == (4, 0)
     assert manifest["job"]["SLURM_JOB_ID"] == runs.job(undisturbed)
     assert manifest["image"]["header_sha256"]
+    what_is_done_is_not_submitted_again(runs, undisturbed)
+
+
+def what_is_done_is_not_submitted_again(runs: Runs, run: RunDir) -> None:
+    before = len(read_jobs(run))
+    words = ("train", "mini/config.yaml", "--run", f"runs/{run.name}", "train.batch_size=2",
+             f"train.epochs={EPOCHS}")
+    done = runs.launch(*words)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "is finished and scored, nothing to do" in done.stderr
+    for wrong, message in (("--epoch=77", "no weights of epoch 77"),
+                           ("--split=tst", "choose from")):
+        done = runs.launch("eval", "--run", run.path, wrong)
+        assert done.returncode == 2
+        assert message in done.stderr.splitlines()[-1]
+    assert len(read_jobs(run)) == before
+    run.scores("val", 0).unlink()
+    # This login node has no torch and no Java; what status proposes works there all the same.
+    done = runs.cluster.launch("score", "--run", run.path, cwd=runs.folder)
+    assert done.returncode == 2
+    assert "this is a login node: --cluster slurm" in done.stderr
+    said = runs.cluster.launch("status", run.path, "--json", cwd=runs.folder).stdout
+    proposed = json.loads(said)["runs"][0]["why"].partition("launch.py ")[2]
+    done = runs.cluster.launch(*shlex.split(proposed), cwd=runs.folder, env={"BLIP_ART_SITE": ""})
+    assert done.returncode == 0, done.stderr
+    done = runs.launch(*words)
+    assert "is trained; score job" in done.stderr
+    assert [job.stage for job in read_jobs(run)[before:]] == ["score"]
+    runs.wait_until_gone(run)
+    assert run.scores("val", 0).exists(), runs.said(run)
 
 
 @each_time

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import functools
 import os
 import sys
 import time
@@ -28,7 +27,6 @@ from blip_art.cluster.batch import (
 from blip_art.cluster.container import check_image, check_overlay, image_identity
 from blip_art.cluster.control import SCORING, InQueue, Live, jobs_in_queue
 from blip_art.cluster.extras import check_jobs, with_extras, without_after
-from blip_art.cluster.heartbeat import expected_start
 from blip_art.cluster.inputs import check_inputs, folders_of, inputs_of
 from blip_art.cluster.limits import Limits, SubmitLimit, read_limits
 from blip_art.cluster.pending import settle_all
@@ -47,9 +45,9 @@ from blip_art.cluster.preflight import (
 )
 from blip_art.cluster.site import ENVIRONMENT, Site, check_site, load_site
 from blip_art.cluster.sizes import warn_of_room
-from blip_art.cluster.slurm import Slurm, run_command
+from blip_art.cluster.slurm import Slurm
 from blip_art.cluster.snapshot import changed_files, take_snapshot
-from blip_art.cluster.submit import Submission, script_text, shown, submit, tell
+from blip_art.cluster.submit import Submission, ask_expected_start, shown, submit, tell
 from blip_art.config import Config, dump_config, first_of, load_config
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_text
@@ -60,8 +58,6 @@ from blip_art.score.lock import owner, taken
 
 EXAMPLE = "configs/sites/v100.yaml"
 PATIENCE_S = 120.0
-# For what is good to know, but not worth waiting for.
-QUICK_S = 5.0
 # A run folder has room for one of these at a time.
 _EXCLUSIVE = ("train", "predict")
 
@@ -308,18 +304,10 @@ def _go(args: argparse.Namespace, repo: Path, site: Site, run: RunDir, stages: S
             _freeze(one, config, overrides)
         to = dataclasses.replace(to, cluster=slurm.cluster_name())
         stages = _after_ending(stages, ending)
-        expected = _expected_start(stages[0], to)  # before: then it is not behind itself
+        expected = ask_expected_start(stages[0], to)  # before: then it is not behind itself
         tell(submit(stages, to), run)
         print(f"  {expected}, as the queue is now\n" * bool(expected), end="", file=sys.stderr)
     return 0
-
-
-def _expected_start(stage: Stage, to: Submission) -> str:
-    """Of a stage that computes and waits for no job; '' where Slurm does not say so at once."""
-    if stage.name not in _EXCLUSIVE or stage.waits_for:
-        return ""
-    quick = functools.partial(run_command, timeout_s=QUICK_S)
-    return expected_start(script_text(stage, to), Slurm(quick))
 
 
 def _after_ending(stages: Sequence[Stage], ending: Sequence[Live]) -> List[Stage]:

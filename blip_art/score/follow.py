@@ -166,7 +166,7 @@ def until_state_ends(run: RunDir, patience_min: float = PATIENCE_MIN,
     def ending() -> Optional[End]:
         facts = _facts(run)
         state, job = facts.state.name or "not begun", facts.work.job_id
-        signs = _states([run.state, run.train_log, run.last_checkpoint,
+        signs = _states([run.state, run.progress, run.train_log, run.last_checkpoint,
                          *(row.path for row in run.predicted())])
         if not last or last[0][1] != signs:
             last[:] = [(now(), signs)]

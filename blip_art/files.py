@@ -471,6 +471,11 @@ class RunDir:
                 *sorted(folder.glob("oracle_*.json"))]
 
     @property
+    def cpu_time(self) -> Path:
+        """The CPU time of each process that scored; see score/cpu_time.py."""
+        return self.path / "scores" / ".cpu_time"
+
+    @property
     def scoring_lock(self) -> Path:
         """Held by the process that scores, so that two do no double work."""
         return self.path / "scores" / ".lock"

@@ -178,7 +178,7 @@ def test_a_follower_of_a_job_that_is_gone_ends(slurm: FakeSlurm, answer: str) ->
     code, said = slurm.run(f"echo 6 >{slurm.folder}/follows_7; exit 1")
     assert (code, slurm.requeued()) == (1, [])
     assert "job 6, which this one follows, has ended" in said
-    assert (slurm.folder / "ended_7").read_text() == "1\n"
+    assert (slurm.folder / "ended_7").read_text() == "1 0\n"
 
 
 def test_an_element_of_an_array_is_named_as_such(slurm: FakeSlurm) -> None:

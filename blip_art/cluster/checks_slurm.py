@@ -230,8 +230,8 @@ def preempted(site: Site, slurm: Slurm) -> Iterable[Check]:
     for one in preemption(site, slurm):
         if one.mode == "CANCEL":
             yield warn(f"{one.whose} cancels what it preempts (PreemptMode=CANCEL)",
-                       "a training that has no time to save and to queue itself again (GraceTime) "
-                       "stays away, --requeue or not: 'launch.py resume' goes on")
+                       "--requeue does nothing there: a preempted training may save, but does not "
+                       "come back; 'launch.py resume' goes on")
         elif one.mode == "SUSPEND":
             yield warn(f"{one.whose} suspends what it preempts (PreemptMode=SUSPEND)",
                        "a suspended training keeps its memory and goes on by itself")

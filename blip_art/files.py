@@ -348,6 +348,11 @@ class RunDir:
         return self.path / "train.jsonl"
 
     @property
+    def progress(self) -> Path:
+        """How far a training is, while it runs; a process that was killed leaves it."""
+        return self.path / "progress.json"
+
+    @property
     def output(self) -> Path:
         return self.path / "output.txt"
 
@@ -420,8 +425,8 @@ class RunDir:
     def owns(self, path: PathLike) -> bool:
         """Whether a path is, or lies among, what the stages write here; links are followed."""
         folder, target = final_target(self.path), final_target(path)
-        own = {self.config, self.state, self.manifest, self.code, self.train_log, self.output,
-               self.best, self.checkpoints, self.slurm, self.training_lock,
+        own = {self.config, self.state, self.manifest, self.code, self.train_log, self.progress,
+               self.output, self.best, self.checkpoints, self.slurm, self.training_lock,
                *(maker("val", 0).parent for maker in (self.predictions, self.scores)),
                *(maker("val").parent for maker in (self.bad_pictures, self.references))}
         return folder in target.parents and target.relative_to(folder).parts[0] in {
@@ -464,6 +469,11 @@ class RunDir:
         folder = self.path / "scores"
         return [*sorted(folder.glob("floor_*.json")), *(row.path for row in self.scored()),
                 *sorted(folder.glob("oracle_*.json"))]
+
+    @property
+    def cpu_time(self) -> Path:
+        """The CPU time of each process that scored; see score/cpu_time.py."""
+        return self.path / "scores" / ".cpu_time"
 
     @property
     def scoring_lock(self) -> Path:

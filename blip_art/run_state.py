@@ -151,7 +151,8 @@ def read_facts(run: RunDir, jobs: Optional[Sequence[Mapping[str, Any]]] = None) 
         jobs: the rows of jobs.json, where they have been read; a damaged list counts as none.
     """
     state = read_state(run)
-    times = [_modified(path) for path in (run.state, run.train_log, run.last_checkpoint)]
+    times = [_modified(path) for path in (run.state, run.progress, run.train_log,
+                                            run.last_checkpoint)]
     return Facts(run, state, read_work(run, jobs), times[0],
                  None if state.name == "finished" else is_alive(run),
                  time.time() - max(times) if any(times) else 0.0)

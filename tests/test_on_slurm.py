@@ -125,7 +125,9 @@ FAKES = {
     "squeue": 'if [ -e {0}/started ]; then echo "7|7|COMPLETING|None|1:00|1:00|N/A|n|gpu|(null)|'
               'me|train-a"; fi',
     "scontrol": 'echo "ClusterName = blip"', "scancel": "true", "sacct": "true", "srun": "true",
-    "sbatch": 'cat "$1" > {0}/sbatch.$$; touch {0}/started; echo "Submitted batch job 7"'}
+    "sbatch": 'if [ "$1" = --test-only ]; then grep -q "^#SBATCH --gres" "$2" && echo "sbatch: '
+              'Job 7 to start at 2099-01-01T17:00:00 using 8 processors" >&2; exit; fi\n'
+              'cat "$1" > {0}/sbatch.$$; touch {0}/started; echo "Submitted batch job 7"'}
 
 
 @pytest.fixture
@@ -153,7 +155,8 @@ def test_a_cancelled_run_is_submitted_again_behind_its_own_end(
                                       ", val: val.json, test: test.json}\n")
     write_text(fake_slurm / "site.yaml", "container: ''\n")
     on_slurm = ("--cluster", "slurm", "--site", "site.yaml")
-    launch("train", "a.yaml", *on_slurm, "--no-score", "train.epochs=3")
+    said = launch("train", "a.yaml", *on_slurm, "--no-score", "train.epochs=3")
+    assert " h (01 Jan 17:00), as the queue is now\n" in said
     [job] = read_jobs(RunDir("runs/a"))
     assert (job.cluster, job.run, job.job_name) == ("blip", f"{fake_slurm}/runs/a", "train-a")
     write_text(fake_slurm / "a.yaml", "name: other\n")  # which is none of this run's business

@@ -163,6 +163,8 @@ def test_a_training_on_another_machine_is_told_by_its_silence(
     assert row.state == state
     assert row.why.startswith(why)
     assert bool(why) or not row.why
+    write_json(run.progress, {})  # what a training writes every 30 s
+    assert row_of(run, answers()).state == "running"
 
 
 def test_a_local_training_of_a_run_that_was_submitted_before_is_running(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from blip_art.model.tokenizer import CaptionTokenizer
 from blip_art.rank_plan import RankPlan, plan_ranks
 from blip_art.readable import freeze_references, readable_pairs
 from blip_art.score.lock import taken
+from blip_art.train import heartbeat
 from blip_art.train.__main__ import Training, main
 from blip_art.train.batches import EpochBatches, steps_per_epoch
 from blip_art.train.faster import faster_steps
@@ -74,6 +76,9 @@ def test_the_run_folder_tells_the_story(undisturbed):
     first, second = read_jsonl(undisturbed.train_log)
     assert second["loss"] < first["loss"]
     assert (first["steps"], first["skipped_steps"]) == (STEPS, 0)
+    assert 0 < first["data_wait_share"] < 1
+    assert first["host_memory_gb"] > RANKS * 0.1
+    assert not undisturbed.progress.exists()  # it is of what runs
     assert undisturbed.output.read_text().count("epoch") == 2
     assert len(read_json(undisturbed.references("val"))["annotations"]) == 7
     assert load_config(undisturbed.config).train.batch_size == 2
@@ -93,6 +98,9 @@ def test_a_stopped_run_goes_on_to_the_same_weights(undisturbed, config, tmp_path
     saved = torch.load(run.last_checkpoint, weights_only=True)["progress"]
     assert 0 < saved["step"] < STEPS  # in the middle of an epoch
     assert read_json(run.state)["state"] == "stopped"
+    beat = read_json(run.progress)
+    assert (beat["doing"], beat["epoch"], beat["epochs"]) == ("training", 0, 2)
+    assert 1 <= beat["step"] <= beat["steps"] == STEPS
 
     code, output = finish(start(config, run.path, "--resume"))
     assert code == 0, output
@@ -142,7 +150,9 @@ def test_training_that_explodes_ends_with_advice(config, tmp_path, capsys):
     assert read_json(RunDir(run).state)["state"] == "failed"
 
 
-def test_one_step_that_is_not_finite_is_left_out_of_the_loss(config, tmp_path, monkeypatch):
+def test_one_step_that_is_not_finite_is_left_out_of_the_loss(config, tmp_path, monkeypatch,
+                                                             capsys):
+    monkeypatch.setattr(heartbeat, "LINE_S", 0.0)
     whole = BlipCaptioner.forward
     calls = iter(range(1000))
 
@@ -155,6 +165,11 @@ def test_one_step_that_is_not_finite_is_left_out_of_the_loss(config, tmp_path, m
     row, = read_jsonl(run.train_log)
     assert row["skipped_steps"] == 1
     assert 2 < row["loss"] < 6
+    # Nobody looks at a bar: the log says how far it is.
+    lines = [line for line in capsys.readouterr().out.splitlines() if "step" in line]
+    assert [line.split()[3] for line in lines] == ["10/22", "20/22", "22/22"]
+    assert re.fullmatch(r"epoch   0  step 10/22  loss \d\.\d{4}  \d+\.\d pictures/s  \d+ % waiting "
+                        r"for data  \d+ s to go", lines[0])
 
 
 def test_what_is_compiled_is_what_a_step_calls(config):
@@ -438,7 +453,7 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(config: Path, tmp_
     run, host = RunDir(tmp_path / "run"), os.uname().nodename
     with subprocess.Popen(["true"]) as dead:
         pass
-    left = [run.checkpoints / f".last.pt.elsewhere.{os.getpid()}.tmp",  # only we write there
+    left = [run.progress, run.checkpoints / f".last.pt.elsewhere.{os.getpid()}.tmp",  # only we write there
             run.checkpoints / f".epoch_00.safetensors.{host}.{os.getpid()}.tmp",
             run.path / "predictions" / f".val_00.json.{host}.{dead.pid}.tmp",
             run.path / f".state.json.elsewhere.{dead.pid}.tmp"]

@@ -47,7 +47,7 @@ from blip_art.cluster.site import ENVIRONMENT, Site, check_site, load_site
 from blip_art.cluster.sizes import warn_of_room
 from blip_art.cluster.slurm import Slurm
 from blip_art.cluster.snapshot import changed_files, take_snapshot
-from blip_art.cluster.submit import Submission, shown, submit, tell
+from blip_art.cluster.submit import Submission, ask_expected_start, shown, submit, tell
 from blip_art.config import Config, dump_config, first_of, load_config
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_text
@@ -303,7 +303,10 @@ def _go(args: argparse.Namespace, repo: Path, site: Site, run: RunDir, stages: S
         for one, (config, overrides) in (trains or {}).items():
             _freeze(one, config, overrides)
         to = dataclasses.replace(to, cluster=slurm.cluster_name())
-        tell(submit(_after_ending(stages, ending), to), run)
+        stages = _after_ending(stages, ending)
+        expected = ask_expected_start(stages[0], to)  # before: then it is not behind itself
+        tell(submit(stages, to), run)
+        print(f"  {expected}, as the queue is now\n" * bool(expected), end="", file=sys.stderr)
     return 0
 
 

@@ -54,6 +54,10 @@ class Row:
     """Ids of its jobs that wait or run."""
     is_report: bool = False
     """Whether this is no run, but the folder of a report, or of a sweep's."""
+    heartbeat: Optional[Dict[str, Any]] = None
+    """How far it is where it runs, when it is expected to start where it waits."""
+    usage: Optional[Dict[str, Any]] = None
+    """Memory, waiting for data, CPU-hours of its scores; see Usage."""
 
 
 def read_numbers(run: RunDir, jobs: Sequence[Submitted], state: State,

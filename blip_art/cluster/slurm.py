@@ -29,7 +29,7 @@ ENDED = frozenset("COMPLETED FAILED CANCELLED TIMEOUT OUT_OF_MEMORY NODE_FAIL PR
                    "DEADLINE REVOKED".split())
 # The name comes last: it may hold anything.
 _QUEUE_FIELDS = "%i|%A|%T|%r|%M|%L|%S|%N|%P|%E|%u|%j"
-_ACCOUNT_FIELDS = "JobID,State,ExitCode,ElapsedRaw,AllocTRES,Start,End,NodeList,User"
+_ACCOUNT_FIELDS = "JobID,State,ExitCode,ElapsedRaw,AllocTRES,Start,End,NodeList,User,MaxRSS"
 
 
 class SlurmError(UserError):
@@ -109,6 +109,10 @@ class AccountRow:
     nodes: str
     user: str = ""
     """Whose it is; '' if Slurm did not say."""
+    cpu_seconds: int = 0
+    """CPUs it held, times how long, over all starts."""
+    task_bytes: int = 0
+    """Peak memory of one task; 0 where the site does not measure it."""
 
 
 def clean_environment(environ: Mapping[str, str] = os.environ) -> Dict[str, str]:
@@ -117,10 +121,10 @@ def clean_environment(environ: Mapping[str, str] = os.environ) -> Dict[str, str]
                if name in _KEPT or not name.startswith(_SCRUBBED)}, "LC_ALL": "C"}
 
 
-def run_command(argv: Sequence[str]) -> Completed:
-    """Run one command to its end; the default door."""
+def run_command(argv: Sequence[str], timeout_s: float = 0.0) -> Completed:
+    """Run one command to its end, in TIMEOUT_S if no other time is given; the default door."""
     done = subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, capture_output=True,
-                          env=clean_environment(), timeout=TIMEOUT_S)
+                          env=clean_environment(), timeout=timeout_s or TIMEOUT_S)
     return Completed(done.returncode, done.stdout.decode(errors="replace"),
                      done.stderr.decode(errors="replace"))
 
@@ -205,18 +209,26 @@ class Slurm:
             return {}
         jobs = sorted({job_id.partition("_")[0] for job_id in ids})
         # --duplicates: a requeued job has a record for each of its starts.
-        argv = ["--parsable2", "--noheader", "--allocations", "--duplicates",
+        # The steps, too: only they have a peak of memory.
+        argv = ["--parsable2", "--noheader", "--noconvert", "--duplicates",
                 f"--format={_ACCOUNT_FIELDS}", f"--jobs={','.join(jobs)}"]
         done = self._call("sacct", *argv, *([f"--starttime={since}"] if since else []))
         if done.code:
             raise NoAccounting(f"sacct does not answer ({_first_line(done)}); say 'has_sacct: "
                                "false' in the site profile if this site has no accounting")
         starts: Dict[str, List[List[str]]] = {}
+        peaks: Dict[str, int] = {}
         for line in done.out.splitlines():
             fields = line.split("|")
-            if len(fields) in (8, 9) and _is_asked(fields[0], ids):
-                starts.setdefault(fields[0], []).append(fields)
-        return {job_id: _account_row(rows) for job_id, rows in starts.items()}
+            job_id, _, step = fields[0].partition(".")
+            if len(fields) not in (8, 9, 10) or not _is_asked(job_id, ids):
+                continue
+            if step:
+                peaks[job_id] = max(peaks.get(job_id, 0), *map(_bytes, fields[9:]), 0)
+            else:
+                starts.setdefault(job_id, []).append(fields)
+        return {job_id: _account_row(rows, peaks.get(job_id, 0))
+                for job_id, rows in starts.items()}
 
     def sbatch(self, *argv: str) -> str:
         """Submit; the job's number."""
@@ -228,7 +240,11 @@ class Slurm:
 
     def try_sbatch(self, *argv: str) -> str:
         """What Slurm says to a job with these options, which is not submitted."""
-        done = self._call("sbatch", "--test-only", *argv, "--wrap=true")
+        return self.try_script(*argv, "--wrap=true")
+
+    def try_script(self, *argv: str) -> str:
+        """The same of a batch script; it is not submitted either."""
+        done = self._call("sbatch", "--test-only", *argv)
         if _DEAD_CONTROLLER.search(done.err):
             raise self._failure("sbatch", done)
         return done.err + done.out
@@ -337,13 +353,14 @@ def _queue_row(line: str) -> Optional[QueueRow]:
                     start, nodes, partition, "" if waits_for == "(null)" else waits_for, *whose)
 
 
-def _account_row(starts: List[List[str]]) -> AccountRow:
+def _account_row(starts: List[List[str]], task_bytes: int) -> AccountRow:
     """One job from the records of its starts, oldest first."""
     seconds = [int(fields[3] or 0) if fields[3].isdigit() else 0 for fields in starts]
-    job_id, state, exit_code, _, _, _, end, nodes, *user = starts[-1]
+    job_id, state, exit_code, _, _, _, end, nodes, *user = starts[-1][:9]
     return AccountRow(job_id, state.split(" ")[0].rstrip("+"), exit_code, sum(seconds),
                       sum(n * _gpus(fields[4]) for n, fields in zip(seconds, starts)),
-                      len(starts), end, nodes, *user)
+                      len(starts), end, nodes, "".join(user),
+                      sum(n * _cpus(fields[4]) for n, fields in zip(seconds, starts)), task_bytes)
 
 
 def _gpus(tres: str) -> int:
@@ -351,6 +368,18 @@ def _gpus(tres: str) -> int:
     counts = re.findall(r"gres/gpu(:[^=,]+)?=(\d+)", tres)
     total = [int(number) for kind, number in counts if not kind]
     return total[0] if total else sum(int(number) for _, number in counts)
+
+
+def _cpus(tres: str) -> int:
+    """8 of 'billing=8,cpu=8,gres/gpu=4,node=1'."""
+    match = re.search(r"(?:^|,)cpu=(\d+)", tres)
+    return int(match[1]) if match else 0
+
+
+def _bytes(text: str) -> int:
+    """Of '1234K', as sacct writes it; 0 of ''."""
+    match = re.fullmatch(r"(\d+)(?:\.\d+)?([KMGT]?)", text)
+    return int(match[1]) << 10 * " KMGT".index(match[2] or " ") if match else 0
 
 
 def seconds_of(text: str) -> int:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
+from blip_art.cluster import heartbeat, usage
 from blip_art.cluster.asking import with_notice
 from blip_art.cluster.judge import Answers, Folder, judge
 from blip_art.cluster.ownership import accounts_of, is_elsewhere, own_jobs, queue_of
@@ -84,8 +85,18 @@ def survey(runs: Sequence[RunDir], slurm: Slurm,
     jobs = [job for folder in folders for job in folder.jobs]
     answers = ask(slurm, jobs) if when_slow is None else with_notice(
         lambda: ask(slurm, jobs),
-        lambda: when_slow([judge(folder, Answers({}, None, (), False)) for folder in folders]))
-    return [judge(folder, answers) for folder in folders], list(answers.notes)
+        lambda: when_slow([_row(folder, Answers({}, None, (), False)) for folder in folders]))
+    return [_row(folder, answers) for folder in folders], list(answers.notes)
+
+
+def _row(folder: Folder, answers: Answers) -> Row:
+    """A run's row, with how far it is where it runs, when it is expected where it waits, and what
+    it has taken where it has finished."""
+    row = judge(folder, answers)
+    beat = heartbeat.describe(folder.run, row.state, folder.jobs, answers.queue)
+    used = usage.describe(folder.run, folder.jobs, answers.accounts)
+    why = heartbeat.joined(row.why, beat.text, used.text * (row.state == "finished"))
+    return replace(row, why=why, heartbeat=beat.numbers, usage=used.numbers)
 
 
 def read_folder(run: RunDir) -> Folder:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shlex
 import sys
@@ -26,6 +27,7 @@ from blip_art.cluster.batch import (
     wrapper_path,
     wrapper_text,
 )
+from blip_art.cluster.heartbeat import expected_start
 from blip_art.cluster.local import import_submitit, noted
 from blip_art.cluster.ownership import user_name
 from blip_art.cluster.pending import (
@@ -40,12 +42,14 @@ from blip_art.cluster.pending import (
 from blip_art.cluster.record import Submitted
 from blip_art.cluster.sending import SIGNALS, Refused, Unknown, send
 from blip_art.cluster.site import Site
-from blip_art.cluster.slurm import Slurm, SlurmError
+from blip_art.cluster.slurm import Slurm, SlurmError, run_command
 from blip_art.errors import UserError
 from blip_art.files import RunDir, written_aside
 
 # Names the submission to slurm/job.sh, which finds by it what the job runs.
 SUBMISSION = "BLIP_ART_SUBMISSION"
+# For what is good to know, but not worth waiting for.
+QUICK_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,16 @@ def shown(stages: Sequence[Stage], to: Submission) -> str:
                      f"container\n{commands}")
         numbers[stage.name] = f"<{stage.name}>"
     return "\n".join(parts)
+
+
+def ask_expected_start(stage: Stage, to: Submission) -> str:
+    """When the first stage would start, in words; '' of one that waits for a job or needs no GPU,
+    and where Slurm does not say so at once."""
+    if stage.waits_for or not stage.gpus:
+        return ""
+    wrapper, _ = _wrapper([stage], to)
+    script = _script(_executor(stage, to, wrapper, {}), stage, f"{stage.name}-NUMBER")
+    return expected_start(script, Slurm(functools.partial(run_command, timeout_s=QUICK_S)))
 
 
 def _note(stage: Stage, to: Submission, numbers: Dict[str, str]) -> Pending:

@@ -10,7 +10,7 @@ import statistics
 from html import escape
 from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from blip_art.report import choice
+from blip_art.report import choice, costs
 from blip_art.report.choice import is_many, ranked
 from blip_art.report.examples import Caption, Example, Gallery
 from blip_art.report.style import INVERT_STYLE, STYLE
@@ -64,8 +64,9 @@ def render(runs: Sequence[Run], figures: Sequence[Figure], galleries: Sequence[G
     parts = [
         f"<h1>{escape(title)}</h1>", _lead(runs), _warnings(runs),
         *[_headline(runs, split) for split in splits_of(runs) or ["val"]],
-        _plots(figures, is_many(runs)), *[_gallery(gallery) for gallery in galleries],
-        _epoch_tables(choice.detailed(runs)), _missing(runs, missing), _files(files),
+        _plots(figures, is_many(runs)), *map(_gallery, galleries),
+        costs.render(choice.detailed(runs)), _epoch_tables(choice.detailed(runs)),
+        _missing(runs, missing), _files(files),
         '<footer>Made by blip-art. The numbers are in epochs.csv, runs.csv and report.json '
         "beside this page.</footer>"]
     style = STYLE + INVERT_STYLE * is_many(runs)

@@ -68,6 +68,8 @@ class Run:
     """Hashes of the references of each split: equal ones make scores comparable."""
     missing: Tuple[str, ...]
     """Everything that is missing, the epochs' holes included."""
+    scoring_cpu_hours: Optional[float] = None
+    """Of all that scored it; see score/cpu_time.py."""
 
     def best_scores(self, split: str) -> Optional[Scores]:
         """Scores of the epoch that is shown."""

@@ -18,6 +18,7 @@ from blip_art.data.progress import progress
 from blip_art.errors import UserError
 from blip_art.files import PathLike, RunDir, read_jsonl, write_json, write_text
 from blip_art.report.choice import is_many
+from blip_art.report.costs import cost_row
 from blip_art.report.runs import CAPTION_COLUMNS, METRICS, SPLITS, Best, Epoch, Run, Scores
 from blip_art.run_state import (
     choose_best,
@@ -29,11 +30,12 @@ from blip_art.run_state import (
     read_facts,
     rule_value,
 )
+from blip_art.score.cpu_time import read_cpu_hours
 from blip_art.score.references import references_key, same_references
 from blip_art.score.summary import Summaries
 
 TRAIN_COLUMNS = ("loss", "lr", "images_per_s", "seconds", "gpu_memory_gb", "steps",
-                 "skipped_steps")
+                 "skipped_steps", "data_wait_share", "host_memory_gb")
 # No training has as many.
 MOST_EPOCHS = 100_000
 # Spreadsheets run a cell that begins so as a formula, also one in quotes (OWASP, CSV injection).
@@ -111,7 +113,7 @@ def run_rows(runs: Sequence[Run]) -> List[Dict[str, Any]]:
             "rule": run.best.rule if run.best else None,
             "value": run.best.value if run.best else None,
             **({"test_epoch": tested.epoch if tested else None} if "test" in splits else {}),
-            "seconds": run.seconds,
+            "seconds": run.seconds, **cost_row(run),
             **_cells("", best, columns), **_cells("floor_", run.floors, columns),
             **_cells("oracle_", run.oracles, columns),
             **{f"{s}_{key}": scores.shares.get(key) if scores else None
@@ -219,7 +221,7 @@ def _read_run(folder: RunDir, name: str) -> Run:
         missing.append(f"{planned - len(train)} of {planned} epochs: not trained, the run is "
                        f"{status}" + f" ({why})" * bool(why))
     return Run(name, folder, status, why, planned, epochs, best, floors, oracles, references,
-               tuple(missing))
+               tuple(missing), read_cpu_hours(folder))
 
 
 def numbers(value: Any, where: str) -> Dict[str, float]:

@@ -18,6 +18,7 @@ from blip_art.files import RunDir, write_json
 from blip_art.outputs import check_output
 from blip_art.run_state import read_best
 from blip_art.score import corenlp, prepare
+from blip_art.score.cpu_time import counted
 from blip_art.score.shown import (
     comparison_table,
     few_pictures,
@@ -221,7 +222,7 @@ def _score_run(run: RunDir, options: argparse.Namespace, metrics: Sequence[str])
     from blip_art.score.follow import score_when_free
     from blip_art.score.run import read_scores
 
-    with _engine(options) as engine:
+    with counted(run), _engine(options) as engine:
         written = score_when_free(run, engine, metrics)
     rows = {path.stem: row for path in run.score_files() for row in [read_scores(path)] if row
             # An older version cut the oracle by words, which is more than captions can have.
@@ -243,8 +244,8 @@ def _follow(run: RunDir, options: argparse.Namespace, metrics: Sequence[str]) ->
         raise UserError("--not-while-queued is for jobs of Slurm; leave it out")
     ending = until_stdin_ends() if options.until_eof else until_state_ends(
         run, options.patience, while_queued=not options.not_while_queued)
-    with _engine(options) as engine:
-        return Follower(run, engine, ending, metrics).follow()
+    with counted(run) as count, _engine(options) as engine:
+        return Follower(run, engine, count.while_asking(ending), metrics).follow()
 
 
 def _compare_parser() -> argparse.ArgumentParser:

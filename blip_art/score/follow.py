@@ -9,7 +9,6 @@ twice, and the scores are the same.
 from __future__ import annotations
 
 import os
-import resource
 import select
 import sys
 import time
@@ -20,6 +19,7 @@ from blip_art.errors import EXIT_FAILED, EXIT_USER_ERROR, UserError
 from blip_art.files import RunDir, read_json, write_text
 from blip_art.retention import prune_weights
 from blip_art.run_state import Facts, is_of_newest_start, read_best, read_facts
+from blip_art.score.cpu_time import used_cpu_s
 from blip_art.score.engine import Engine
 from blip_art.score.lock import owner, taken
 from blip_art.score.run import run_config, say, score_run
@@ -139,9 +139,8 @@ def score_when_free(run: RunDir, engine: Engine, metrics: Sequence[str] = (),
 
 def used_time() -> str:
     """'5.2 CPU-minutes in 2 h 4 min', of this process and the workers that it has ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     minutes = (time.monotonic() - STARTED) / 60
-    return (f"{sum(one.ru_utime + one.ru_stime for one in used) / 60:.1f} CPU-minutes in "
+    return (f"{used_cpu_s() / 60:.1f} CPU-minutes in "
             f"{minutes // 60:.0f} h {minutes % 60:.0f} min")
 
 
@@ -166,7 +165,7 @@ def until_state_ends(run: RunDir, patience_min: float = PATIENCE_MIN,
     def ending() -> Optional[End]:
         facts = _facts(run)
         state, job = facts.state.name or "not begun", facts.work.job_id
-        signs = _states([run.state, run.train_log, run.last_checkpoint,
+        signs = _states([run.state, run.progress, run.train_log, run.last_checkpoint,
                          *(row.path for row in run.predicted())])
         if not last or last[0][1] != signs:
             last[:] = [(now(), signs)]

@@ -48,6 +48,7 @@ from blip_art.retention import prune_weights
 from blip_art.train.batches import EpochBatches, steps_per_epoch
 from blip_art.train.checkpoint import Identity, Progress, load_checkpoint, save_checkpoint
 from blip_art.train.faster import COMPILED_LENGTH, faster_steps
+from blip_art.train.heartbeat import Heartbeat, Waits, peak_memory_gb
 from blip_art.train.optim import Stepper, autocast, learning_rate
 from blip_art.train.setup import (
     alone_in,
@@ -126,8 +127,10 @@ class Training:
     ema: Any  # timm's ModelEmaV3, or None
     faster: Forwards
     identity: Identity
+    heartbeat: Heartbeat
 
     def __post_init__(self) -> None:
+        self.waits = Waits(self.world.device)
         # Moves refused in this epoch, and how many in a row up to now.
         self.refused = torch.zeros(2, device=self.world.device)
 
@@ -192,23 +195,28 @@ def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionToke
                         pin_memory=world.device.type == "cuda")
     faster = faster_steps(model, config.train.compile, stepper.dtype,
                           graphs=world.size == plan.accumulate == 1)
+    heartbeat = Heartbeat(run, config.train.epochs, steps, config.train.batch_size * plan.begun,
+                          world.is_main)
     training = Training(config, run, world, stop, tokenizer, plan, steps, batches, loader, model,
-                        ddp, stepper, ema, faster, identity)
+                        ddp, stepper, ema, faster, identity, heartbeat)
 
     while progress.epoch < config.train.epochs:
         write_state(run, world, "running", epoch=progress.epoch, epochs=config.train.epochs)
         if progress.step < steps:
             train_epoch(training, progress)
         evaluated = ema.module if ema else model
+        [host_memory_gb] = world.sum([peak_memory_gb()])
         if world.is_main:
             save_weights(evaluated, run.weights(progress.epoch), identity)
-            print(write_epoch(run, config, progress, stepper, steps), flush=True)
+            print(write_epoch(run, config, progress, stepper, steps, host_memory_gb), flush=True)
             prune_weights(run, config.train.keep)
+        heartbeat.begin_captions(progress.epoch)
         for split in config.generate.splits:
             if not run.predictions(split, progress.epoch).exists():
                 caption_split(evaluated, tokenizer, config, run, split, progress.epoch, world, stop)
         progress = progress.next_epoch()
     write_state(run, world, "finished", epoch=config.train.epochs - 1, epochs=config.train.epochs)
+    heartbeat.end()
 
 
 def train_epoch(t: Training, progress: Progress) -> None:
@@ -227,11 +235,12 @@ def train_epoch(t: Training, progress: Progress) -> None:
     losses = torch.zeros(2, dtype=torch.float64, device=world.device)
     t.refused[0] = 0
     started = saved = time.monotonic()
+    t.heartbeat.begin_epoch(epoch)
     t.ddp.train()
     with replaced(t.faster), tqdm(
             total=steps, initial=first, desc=f"epoch {epoch}", unit="step",
             leave=False, mininterval=SHOW_S, disable=None if world.is_main else True) as bar:
-        for step, (images, captions) in enumerate(load_batches(t.loader), first):
+        for step, (images, captions) in enumerate(t.waits.batches(load_batches(t.loader)), first):
             # Dropout depends on the part alone: a resumed run draws what an undisturbed one does.
             torch.manual_seed(dropout_seed(
                 config.seed, epoch, *divmod(batches.part(step), plan.begun)))
@@ -258,10 +267,14 @@ def train_epoch(t: Training, progress: Progress) -> None:
             if moves:
                 t.refuse(t.stepper.step())
             _show(bar, losses, step + 1 - first, started, settings.batch_size * world.size)
+            t.heartbeat.beat(done, t.waits)
             if not moves:
                 continue
             if (step + 1) % (ASK_EVERY * plan.accumulate) == 0 or step + 1 == steps:
                 t.check_refused(epoch, step)
+                t.waits.settle()
+                if bar.disable:
+                    t.heartbeat.say(losses, t.waits)
             if t.ema is not None:
                 t.ema.update(t.model)
             due = time.monotonic() - saved > 60 * settings.save_every_min
@@ -285,12 +298,15 @@ def bring_forward(progress: Progress, before: Progress, step: int, losses: torch
                   started: float, t: Training) -> None:
     """Fold what all ranks did since this process started the epoch into the epoch's totals."""
     world, done = t.world, step - before.step
-    loss_sum, counted = world.sum(losses.tolist())
+    own = losses.tolist()
+    t.waits.settle()
+    loss_sum, counted, waited_s = world.sum([*own, t.waits.seconds])
     progress.step, progress.losses = step, before.losses + int(counted)
     progress.loss_sum = before.loss_sum + loss_sum
     progress.skipped = before.skipped + int(t.refused[0])  # the same on all ranks
     progress.pictures = before.pictures + done * t.config.train.batch_size * t.plan.begun
     progress.seconds = before.seconds + time.monotonic() - started
+    progress.waited_s = before.waited_s + waited_s / world.size
 
 
 def _show(bar: tqdm[Any], losses: torch.Tensor, steps: int, started: float,

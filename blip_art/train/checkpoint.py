@@ -48,6 +48,7 @@ class Progress:
     pictures: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    waited_s: float = 0.0  # for data, the mean of the ranks
 
     def next_epoch(self) -> Progress:
         return Progress(epoch=self.epoch + 1)
@@ -199,7 +200,7 @@ def _check_progress(path: Path, saved: dict[str, Any], epochs: int, steps: int) 
         fits = (all(type(number) is int and number >= 0 for number in whole)
                 and progress.epoch < epochs and progress.step <= steps
                 and progress.skipped <= progress.step and progress.losses <= progress.pictures
-                and isfinite(progress.loss_sum) and isfinite(progress.seconds))
+                and all(map(isfinite, (progress.loss_sum, progress.seconds, progress.waited_s))))
     except TypeError:
         fits = False
     if not fits:

@@ -98,6 +98,8 @@ def open_run(run: RunDir, config: Config, resume: bool, world: World) -> None:
 
 def _remove_litter(run: RunDir) -> None:
     """What killed writers have left; nobody else writes checkpoints while the lock is held."""
+    with contextlib.suppress(OSError):
+        run.progress.unlink()
     remove_leftovers(run.checkpoints, alone=True)
     for folder in {run.path, *(run.path / name for name in _WRITTEN)}:
         remove_leftovers(folder)
@@ -162,8 +164,11 @@ def read_train_log(run: RunDir) -> list[dict[str, float]]:
 
 
 def write_epoch(run: RunDir, config: Config, progress: Progress, stepper: Stepper,
-                steps: int) -> str:
+                steps: int, host_memory_gb: float) -> str:
     """Put this epoch's line into train.jsonl and the text log, in place of an older one.
+
+    Args:
+        host_memory_gb: peak of all ranks and their loader processes together.
 
     Returns:
         The line of the text log.
@@ -173,7 +178,9 @@ def write_epoch(run: RunDir, config: Config, progress: Progress, stepper: Steppe
         "lr": learning_rate(config.train, progress.epoch, steps - 1, steps),
         "images_per_s": progress.pictures / max(progress.seconds, 1e-9),
         "seconds": progress.seconds, "gpu_memory_gb": stepper.peak_memory_gb(),
-        "steps": steps, "skipped_steps": progress.skipped}
+        "steps": steps, "skipped_steps": progress.skipped,
+        "data_wait_share": progress.waited_s / max(progress.seconds, 1e-9),
+        "host_memory_gb": host_memory_gb}
     rows = [old for old in read_train_log(run) if old["epoch"] < progress.epoch] + [row]
     write_jsonl(run.train_log, rows)
     lines = [f"epoch {r['epoch']:3d}  loss {r['loss']:.4f}  lr {r['lr']:.2e}  "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -96,7 +97,8 @@ def test_a_run_is_watched_cancelled_and_resumed(day: Day) -> None:
     day.cluster.wait(lambda: day.row(run)["epochs_done"] > 0, 240, day.said(run))
     row = day.row(run)
     assert (row["state"], row["epochs"]) == ("running", 200)
-    assert row["why"].startswith(f"job {day.job(run)} on v100-")
+    assert re.match(rf"job {day.job(run)} on v100-\d, .* left; epoch \d+/200(, captioning| step \d+"
+                    r"/\d+, \d+ pictures/s, .* to go).*, checkpoint \d+ s old$", row["why"])
     assert row["loss"] > 0
     assert row["gpu_hours_exact"]
     watched = day.cluster.popen([day.cluster.python, day.cluster.checkout / "launch.py", "logs",

@@ -94,6 +94,14 @@ def test_job_runs_in_the_users_folder_with_its_environment(
     assert list((tmp_path / "slurm" / "submitit").iterdir()) == []
 
 
+def test_an_interpreter_in_a_folder_with_an_equals_sign_runs_jobs(
+        tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    venv = tmp_path / "lr=1e-5"
+    venv.symlink_to(sys.prefix)
+    monkeypatch.setattr("sys.executable", str(venv / "bin" / "python"))
+    assert run_local(python_job(tmp_path, repo, "raise SystemExit(3)")) == 3
+
+
 @pytest.mark.parametrize(("code", "expected"), [
     ("raise SystemExit(2)", 2), ("1 / 0", 1), ("import os; os.kill(os.getpid(), 9)", 137)])
 def test_exit_code_is_passed_on(tmp_path: Path, repo: Path, code: str, expected: int) -> None:

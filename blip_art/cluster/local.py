@@ -55,8 +55,9 @@ def run_local(job: Job) -> int:
     log = Path(job.cwd, job.log)
     touch(log)
     folder = log.parent / "submitit"
+    # Through sh, for env takes a path that has an equals sign in it for one more variable.
     python = ["env", *(f"{name}={value}" for name, value in _submitit_environment(job).items()),
-              sys.executable]
+              "sh", "-c", 'exec "$0" "$@"', sys.executable]
     executor = submitit.LocalExecutor(folder, python=shlex.join(python))
     executor.update_parameters(timeout_min=TIMEOUT_MIN, stderr_to_stdout=True)
     with _deaf_to_ctrl_c():

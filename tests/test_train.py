@@ -453,7 +453,8 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(config: Path, tmp_
     run, host = RunDir(tmp_path / "run"), os.uname().nodename
     with subprocess.Popen(["true"]) as dead:
         pass
-    left = [run.checkpoints / f".last.pt.elsewhere.{os.getpid()}.tmp",  # only we write there
+    left = [run.progress,
+            run.checkpoints / f".last.pt.elsewhere.{os.getpid()}.tmp",  # only we write there
             run.checkpoints / f".epoch_00.safetensors.{host}.{os.getpid()}.tmp",
             run.path / "predictions" / f".val_00.json.{host}.{dead.pid}.tmp",
             run.path / f".state.json.elsewhere.{dead.pid}.tmp"]

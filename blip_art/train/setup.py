@@ -98,6 +98,8 @@ def open_run(run: RunDir, config: Config, resume: bool, world: World) -> None:
 
 def _remove_litter(run: RunDir) -> None:
     """What killed writers have left; nobody else writes checkpoints while the lock is held."""
+    with contextlib.suppress(OSError):
+        run.progress.unlink()
     remove_leftovers(run.checkpoints, alone=True)
     for folder in {run.path, *(run.path / name for name in _WRITTEN)}:
         remove_leftovers(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -13,6 +14,13 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPO = Path(__file__).resolve().parent.parent
+
+
+def pytest_unconfigure() -> None:
+    """A failed test's frames keep its loader, whose workers ignore SIGTERM: at exit multiprocessing
+    would wait for them without a limit, and a failure become a time-out."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 @pytest.fixture(scope="session", autouse=True)

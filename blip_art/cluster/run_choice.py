@@ -44,6 +44,7 @@ def runs_to_collect(paths: Sequence[str]) -> Tuple[List[RunDir], List[str]]:
 def runs_with_logs(path: str) -> List[RunDir]:
     """The run at `path`, or those below it that were started or submitted."""
     run = RunDir(path)
-    if not run.path.is_dir() or stages_with_logs(run):
+    # A sweep's folder has jobs of its own, too: its report's.
+    if not run.path.is_dir() or is_run_folder(run):
         return [run]
     return [one for one in find_runs([path], must=False) if stages_with_logs(one)] or [run]

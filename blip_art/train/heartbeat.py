@@ -106,7 +106,7 @@ class Heartbeat:
     def say(self, losses: torch.Tensor, waits: Waits) -> None:
         """A line for the log, if the last one is a while ago; where the GPU was waited for."""
         now = time.monotonic()
-        if not self._is_main or now - self._said < LINE_S:
+        if not self._is_main or not self._step_s or now - self._said < LINE_S:
             return
         self._said = now
         total, number = losses.tolist()

@@ -151,7 +151,8 @@ def fewer_gpus_go_on(day: Day, run: RunDir) -> None:
 
 def ranks_of(run: RunDir) -> list[int]:
     """The processes that train it."""
-    named, found = f"--run\0runs/{run.name}\0".encode(), []
+    # resume names the folder by its whole path
+    named, found = f"runs/{run.name}\0".encode(), []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # one that has ended meanwhile
             said = path.read_bytes()

@@ -173,6 +173,10 @@ def test_a_cancelled_run_is_submitted_again_behind_its_own_end(
     assert "--time=77" in again
     assert load_config(RunDir("runs/a").frozen_config).train.epochs == 3
     assert "# as it was" in Path("runs/a/code/blip_art/errors.py").read_text()
+    # The fake numbers it 7 again, so it is not recorded once more.
+    write_json(RunDir("runs/a").jobs, [
+        {**asdict(job), "user": "me", "command": [*job.command, "--code", "frozen"]}])
+    assert "the checkout's are used" in launch("resume", "runs/a", "--dry-run")
 
 
 def test_what_waits_for_no_stage_waits_for_the_job_and_failures_are_mailed(

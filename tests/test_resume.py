@@ -96,6 +96,10 @@ def test_what_is_not_trained_is_trained_as_it_was_submitted(run: RunDir) -> None
     assert " ".join(words) == (f"train {run.frozen_config} --run {run.path} --gpus 2 --no-score "
                                "--cluster slurm --site /s.yaml --partition long --time 90")
     assert job_to_repeat(run, [live(run, "train")]) == "train job 3 is pending, nothing to do"
+    # How it was submitted says nothing of the code that is wanted now.
+    job = replace(job, command=(*TRAIN, "--code", "frozen"))
+    assert words_to_repeat(run, job, Changes(time="90")) == words
+    assert words_to_repeat(run, job, Changes(code="frozen"))[-2:] == ("--code", "frozen")
     # Another profile has partitions of its own.
     assert "long" not in words_to_repeat(run, job, Changes(site="/t.yaml"))
 

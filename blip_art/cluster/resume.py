@@ -159,10 +159,12 @@ def words_to_repeat(run: RunDir, job: Submitted, changes: Changes,
     else:
         words = [command, *(positional if command != "score" else ())]
     options["run"] = str(folder)
-    options.update(cluster="slurm", site=_site_of(job, changes, elsewhere), only=None)
+    # Each resume says which code is used: '--code frozen' of an earlier command would stay.
+    options.update(cluster="slurm", site=_site_of(job, changes, elsewhere), only=None,
+                   code=changes.code)
     if options["site"] != job.site:
         options.update(partition=None, account=None)
-    options.update({key: value for key in ("partition", "account", "time", "code")
+    options.update({key: value for key in ("partition", "account", "time")
                     if (value := getattr(changes, key))})
     return (*words, *(word for name in (*_OF_COMMAND.get(command, ()), *_COMMON)
                       for word in _option(name, options.get(name))))

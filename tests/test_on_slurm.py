@@ -137,6 +137,7 @@ def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_text(tmp_path / "bin" / name, f"#!/bin/sh\n{line.replace('{0}', str(tmp_path))}\n")
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.delenv("BLIP_ART_SITE", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -177,6 +178,11 @@ def test_a_cancelled_run_is_submitted_again_behind_its_own_end(
     write_json(RunDir("runs/a").jobs, [
         {**asdict(job), "user": "me", "command": [*job.command, "--code", "frozen"]}])
     assert "the checkout's are used" in launch("resume", "runs/a", "--dry-run")
+    write_json(RunDir("runs/a").jobs, [{**asdict(job), "cluster": "alpha"}])
+    refused = subprocess.run([sys.executable, repo / "launch.py", "resume", "runs/a"], text=True,
+                             capture_output=True, check=False)
+    assert (refused.returncode, len(list(fake_slurm.glob("sbatch.*")))) == (1, len(scripts))
+    assert "site.yaml, a profile of cluster alpha" in refused.stderr
 
 
 def test_what_waits_for_no_stage_waits_for_the_job_and_failures_are_mailed(

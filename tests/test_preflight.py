@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from blip_art.cluster.preflight import site_of_runs
 from blip_art.cluster.record import Submitted, record_jobs
 from blip_art.cluster.slurm import Completed, Slurm
 from blip_art.cluster.status import survey
@@ -144,3 +145,18 @@ def test_what_status_proposes_works_on_a_login_node(launch: Launch, repo: Path,
     assert proposed == "score --run runs/a --cluster slurm"
     assert launch(*proposed.split(), "--dry-run") == 0  # with the profile it was submitted with
     assert "#SBATCH --account" in capsys.readouterr().out
+
+
+def test_the_profile_of_another_cluster_is_not_taken_for_this_ones(here: Path) -> None:
+    far, near, runs = here / "far.yaml", here / "near.yaml", [RunDir("runs/a"), RunDir("runs/b")]
+    for path in (far, near):
+        write_text(path, "partition: gpu\n")
+    slurm = Slurm(lambda argv: Completed(0, "ClusterName = beta\n"))
+    record_jobs(runs[0], [Submitted("train", "1", site=str(near), cluster="beta"),
+                          Submitted("train", "7", site=str(far), cluster="alpha")])
+    assert site_of_runs(runs, slurm) == str(near)
+    record_jobs(runs[1], [Submitted("train", "7", site=str(far), cluster="alpha")])
+    with pytest.raises(UserError, match=r"far\.yaml, a profile of cluster alpha.*--site FILE"):
+        site_of_runs(runs[1:], slurm)
+    assert site_of_runs(runs[1:], Slurm(bin="/nowhere")) == str(far)
+    assert site_of_runs([RunDir("runs/c")], slurm) == ""

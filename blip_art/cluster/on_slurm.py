@@ -257,11 +257,11 @@ def _sweep_stages(args: argparse.Namespace, plan: sweeps.Sweep, place: Any,
 def site_of(args: argparse.Namespace, repo: Path, runs: Sequence[RunDir] = ()) -> Site:
     """The profile with what the command line changes.
 
-    Where none is named it is the one that the runs were submitted with; a dry run may do with the
-    example.
+    Where none is named it is the one that the runs were submitted with on this cluster; a dry run
+    may do with the example.
     """
     named = (getattr(args, "site", None) or os.environ.get(ENVIRONMENT, "")
-             or site_of_runs(runs))
+             or site_of_runs(runs, Slurm()))
     if not named and args.dry_run:
         named = str(repo / EXAMPLE)
     site = load_site(named)

@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 from typing import Iterable, Tuple
 
+from blip_art.cluster.ownership import jobs_here
 from blip_art.cluster.record import read_jobs
+from blip_art.cluster.site import ENVIRONMENT
+from blip_art.cluster.slurm import Slurm
 from blip_art.config import HARMLESS, Config, differences, first_of, load_run_config
 from blip_art.errors import UserError
 from blip_art.files import RunDir
@@ -106,10 +109,21 @@ def is_weights_path(name: str) -> bool:
 # Profiles ----------------------------------------------------------------------------------
 
 
-def site_of_runs(runs: Iterable[RunDir]) -> str:
-    """The profile that the first of the runs was submitted with last; '' if none is there."""
+def site_of_runs(runs: Iterable[RunDir], slurm: Slurm) -> str:
+    """The profile that the first of the runs was submitted with last here; '' if none is there.
+
+    Raises:
+        UserError: the only ones are of other clusters, whose names are not for this one.
+    """
+    elsewhere = ""
     for run in runs:
         for job in reversed(read_jobs(run)):
             if job.site and Path(job.site).is_file():
-                return job.site
+                if jobs_here(slurm, [job]):
+                    return job.site
+                elsewhere = elsewhere or (f"{run.path} was submitted with {job.site}, a profile "
+                                          f"of cluster {job.cluster}")
+    if elsewhere:
+        raise UserError(f"{elsewhere}; name a profile of this cluster ({slurm.cluster_name()}) "
+                        f"with --site FILE or {ENVIRONMENT}")
     return ""

@@ -58,13 +58,24 @@ def read_work(run: RunDir, jobs: Optional[Sequence[Mapping[str, Any]]] = None) -
         return Work()
     last, job_id = found[-1], str(found[-1]["job_id"])
     ids = frozenset(str(row["job_id"]) for row in found[:-1])
-    folders = [run.slurm, Path(str(last.get("batch_log") or run.slurm / "a/b")).parent.parent]
+    folders = _note_folders(run, str(last.get("batch_log") or ""))
     code, start, note = _read_end([folder / run.job_ended(job_id).name for folder in folders])
     waits = any((folder / run.job_waits(job_id).name).exists() for folder in folders)
     return Work(job_id, str(last["stage"]), ids - {job_id}, _seconds(last.get("submitted")),
                 job_id in cancelled_jobs(run), waits, start,
                 phase="" if code is None else "ended", how=describe_exit(code) if code else "",
                 ended_well=code == 0, note=note)
+
+
+def has_ended(run: RunDir, job_id: str, batch_log: str) -> bool:
+    """Whether the batch script of a job says that it has ended for good."""
+    return any((folder / run.job_ended(job_id).name).exists()
+               for folder in _note_folders(run, batch_log))
+
+
+def _note_folders(run: RunDir, batch_log: str) -> List[Path]:
+    """Where a job's batch script leaves its notes: a sweep's is submitted in the sweep's folder."""
+    return [run.slurm, *([Path(batch_log).parent.parent] if batch_log else [])]
 
 
 def cancelled_note(run: RunDir) -> Path:

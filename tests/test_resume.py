@@ -223,6 +223,16 @@ def test_a_job_that_only_ends_is_not_alive(run: RunDir, known_by: str) -> None:
     assert (living, ending) == ((["2"], ["1"]) if known_by else (["1", "2"], []))
 
 
+def test_a_run_of_a_sweep_has_its_end_noted_where_the_sweep_was_submitted(tmp_path: Path) -> None:
+    run, slurm = RunDir(tmp_path / "six" / "seed=1"), tmp_path / "six" / "slurm"
+    record_jobs(run, [Submitted("train", "1_0", batch_log=str(slurm / "submitit" / "1_0_log.out"))])
+    squeue = queue([line("1_0", "COMPLETING")])
+    assert jobs_in_queue([run], squeue).living
+    write_text(slurm / "ended_1_0", "1 0\n")
+    found = jobs_in_queue([run], squeue)
+    assert (found.living, len(found.ending)) == ([], 1)
+
+
 def test_a_dry_run_shows_the_command_and_passes_it_on(
         run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from blip_art.cluster.ownership import accounts_of, other_clusters, own_jobs, qu
 from blip_art.cluster.record import Submitted
 from blip_art.cluster.slurm import QueueRow, Slurm, SlurmError
 from blip_art.files import RunDir, write_text
-from blip_art.work import cancelled_jobs, cancelled_note
+from blip_art.work import cancelled_jobs, cancelled_note, has_ended
 
 # Stages that will have scored all captions when they end.
 SCORING = ("score", "rescore", "follow")
@@ -50,7 +50,7 @@ def _ending(found: Sequence[Live], slurm: Slurm) -> List[Live]:
     """
     unclear = [one for one in found if one[2].state == "COMPLETING"]
     ending = [(run, job, row) for run, job, row in unclear
-              if job.job_id in cancelled_jobs(run) or run.job_ended(job.job_id).exists()]
+              if job.job_id in cancelled_jobs(run) or has_ended(run, job.job_id, job.batch_log)]
     unclear = [one for one in unclear if one not in ending]
     if unclear:  # somebody may have called scancel by hand
         with contextlib.suppress(SlurmError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional, Sequence, Tuple
 
-from blip_art.config import Config, load_config, load_run_config
+from blip_art.config import HARMLESS, Config, differences, load_config, load_run_config
 from blip_art.errors import UserError
 from blip_art.files import PathLike, RunDir
 from blip_art.run_state import read_best
@@ -49,8 +49,11 @@ def plan_predictions(run: RunDir, config: PathLike = "", weights: str = "",
         raise UserError(f"{run.path} has no config.yaml; train first, or give --config CONFIG.yaml")
     source, number = _choose_weights(run, settings, weights, epoch)
     plan = PredictPlan(settings, source, number, tuple(splits) or settings.generate.splits)
+    # Those of a command that is repeated may be what the run's configuration was made with.
+    other = overrides and not config and differences(load_run_config(run.config), settings,
+                                                     skip=HARMLESS)
     for split in plan.splits:
-        if overrides and not config and run.predictions(split, number).exists():
+        if other and run.predictions(split, number).exists():
             raise UserError(f"{run.predictions(split, number)} is there, with the run's settings; "
                             f"for others use another --run, --config {run.config} and "
                             f"--weights {source}")

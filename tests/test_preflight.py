@@ -18,6 +18,7 @@ from blip_art.cluster.status import survey
 from blip_art.config import dump_config, load_config
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_jsonl, write_text
+from blip_art.predict_plan import plan_predictions
 
 NOBODY = Slurm(lambda argv: Completed(0))
 Launch = Callable[..., int]
@@ -85,6 +86,17 @@ def test_what_would_fail_is_refused_before_it_waits(
     site = ["--site", str(repo / "configs/sites/v100.yaml")] if where else []
     with pytest.raises(UserError, match=message):
         launch(*words, *where, *site)
+
+
+def test_settings_that_the_run_has_may_be_named_again(here: Path) -> None:
+    run = RunDir("runs/coco")
+    settings = ("train.epochs=2", "generate.num_beams=5", "generate.splits=[val, test]")
+    write_text(run.config, dump_config(load_config("a.yaml", settings)))
+    write_json(run.predictions("val", 0), [])
+    plan = plan_predictions(run, weights="coco.pth", overrides=settings)
+    assert (plan.splits, plan.config.generate.num_beams) == (("val", "test"), 5)
+    with pytest.raises(UserError, match="is there, with the run's settings"):
+        plan_predictions(run, weights="coco.pth", overrides=["generate.num_beams=4"])
 
 
 def test_a_split_that_is_none_is_refused(launch: Launch,

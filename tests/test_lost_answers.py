@@ -254,6 +254,25 @@ def test_what_was_sent_to_another_cluster_is_left_to_it(slurm: FakeSlurm) -> Non
     assert "job 11 is cancelled" in settle(folder, Slurm())[0]
 
 
+def test_one_folder_that_cannot_be_settled_does_not_stop_the_others(slurm: FakeSlurm) -> None:
+    slurm.put("squeue", SILENT)
+    slurm.put("sbatch", SUBMIT + LOST)
+    for name in ("a", "b", "c"):
+        with pytest.raises(Unknown):
+            submit_training(name)
+    runs = find_runs(["runs"])
+    runs[0].pending.write_text("[{")
+    runs[1].submission_lock.unlink(missing_ok=True)
+    runs[1].submission_lock.mkdir()  # like a folder without write permission, whoever we are
+    slurm.put("squeue", "cat queue\n")
+    damaged, closed, settled = settle_all(runs, Slurm())
+    assert "a/slurm/pending.json is no list of open submissions" in damaged
+    assert "cannot write" in closed
+    assert "train job 13 is cancelled" in settled
+    with pytest.raises(UserError, match="is no list of open submissions"):
+        settle_all(runs[:1], Slurm(), held=runs[0].path)  # about to be submitted again
+
+
 def test_a_refused_job_leaves_nothing_and_is_not_looked_for(slurm: FakeSlurm) -> None:
     slurm.put("sbatch", "echo 'sbatch: error: Batch job submission failed: Invalid account' >&2\n"
                         "exit 1\n")

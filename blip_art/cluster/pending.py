@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from blip_art.cluster.record import Submitted, read_jobs, record_jobs
-from blip_art.cluster.slurm import Slurm
+from blip_art.cluster.slurm import Slurm, SlurmError
 from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json_list, write_json, write_text
 from blip_art.schema import build
@@ -164,15 +164,20 @@ def settle_all(runs: Sequence[RunDir], slurm: Slurm, give_up: bool = False,
                held: Optional[Path] = None) -> List[str]:
     """Settle what earlier commands left open in these runs, or in the sweeps they belong to.
 
+    A folder whose note is damaged, or that cannot be written to, is named in a line: the others
+    are settled all the same.
+
     Args:
         give_up: what is not found is not wanted any more: it is about to be submitted again.
-        held: a run or sweep whose submission lock is held by this process.
+        held: a run or sweep whose submission lock is held by this process: nothing is to be
+            submitted there while its note is damaged.
 
     Returns:
         What was done, in lines for the user; none if nothing was open.
 
     Raises:
         SlurmError: Slurm does not answer.
+        UserError: the folder that is `held` cannot be settled.
     """
     folders = dict.fromkeys(path.resolve() for run in runs for path in (run.path, run.path.parent))
     lines: List[str] = []
@@ -182,9 +187,16 @@ def settle_all(runs: Sequence[RunDir], slurm: Slurm, give_up: bool = False,
             continue
         lock = run.submission_lock
         ours_already = held is not None and held.resolve() == folder
-        with contextlib.nullcontext(True) if ours_already else taken(lock) as ours:
-            lines += settle(run.slurm, slurm, give_up) if ours else [
-                f"{run.path} is being submitted by {owner(lock) or 'another process'}"]
+        try:
+            with contextlib.nullcontext(True) if ours_already else taken(lock) as ours:
+                lines += settle(run.slurm, slurm, give_up) if ours else [
+                    f"{run.path} is being submitted by {owner(lock) or 'another process'}"]
+        except SlurmError:
+            raise
+        except UserError as error:
+            if ours_already:
+                raise
+            lines.append(f"an interrupted submission is left as it is: {error}")
     return lines
 
 

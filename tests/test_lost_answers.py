@@ -318,11 +318,32 @@ def test_a_slow_squeue_is_named_and_only_a_terminal_sees_what_lies_on_disk(
         slurm: FakeSlurm, repo: Path, terminal: bool) -> None:
     submit_training()
     slurm.put("squeue", "sleep 2\ncat queue\n")
-    words = [sys.executable, str(repo / "launch.py"), "status"]
-    if terminal:
-        words = ["script", "--quiet", "--return", "--command", " ".join(words), "/dev/null"]
-    done = subprocess.run(words, text=True, capture_output=True, check=True, timeout=60,
-                          stdin=subprocess.DEVNULL)
+    done = show_status(repo, terminal)
     assert done.stdout.count("runs/art") == (2 if terminal else 1)
     assert "asking Slurm …" in (done.stdout if terminal else done.stderr)
     assert ("asking Slurm …" in done.stdout) == terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_an_open_submission_does_not_hold_back_what_lies_on_disk(
+        slurm: FakeSlurm, repo: Path, terminal: bool) -> None:
+    slurm.put("squeue", SILENT)
+    slurm.put("sbatch", SUBMIT + LOST)
+    with pytest.raises(Unknown):
+        submit_training()
+    slurm.put("squeue", "sleep 2\ncat queue\n")
+    done = show_status(repo, terminal)
+    said = done.stdout + done.stderr
+    assert said.count("asking Slurm …") == 1
+    assert "train job 11 is cancelled" in said
+    early = "as the run folders have it"
+    assert said.count(early) == terminal
+    assert not terminal or said.index(early) < said.index("asking Slurm …")
+
+
+def show_status(repo: Path, terminal: bool) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, str(repo / "launch.py"), "status"]
+    if terminal:
+        words = ["script", "--quiet", "--return", "--command", " ".join(words), "/dev/null"]
+    return subprocess.run(words, text=True, capture_output=True, check=True, timeout=60,
+                          stdin=subprocess.DEVNULL)

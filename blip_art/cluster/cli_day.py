@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, List, Sequence, Tuple
+from typing import TYPE_CHECKING, Callable, List, Sequence, Tuple
 
 from blip_art.errors import EXIT_FAILED, UserError
 
@@ -93,8 +92,6 @@ def run_status(args: argparse.Namespace) -> int:
     is slow.
     """
     from blip_art.cluster.rows import as_json, shown
-    from blip_art.cluster.slurm import Slurm, SlurmError
-    from blip_art.cluster.status import find_runs, survey
     from blip_art.cluster.table import terminal_width
 
     if not args.runs and not Path(RUNS).is_dir():
@@ -102,15 +99,7 @@ def run_status(args: argparse.Namespace) -> int:
                         "launch.py was called")
     on_terminal = sys.stdout.isatty()
     for turn in itertools.count():
-        slurm = Slurm()
-        runs = find_runs(args.runs or [RUNS], must=bool(args.runs))
-        try:
-            runs, settled = _settled(args.runs or [RUNS], runs, slurm)
-        except SlurmError as error:
-            settled = [f"what became of an interrupted submission is not known: {error}"]
-        rows, notes = survey(runs, slurm, functools.partial(
-            _show_meanwhile, on_terminal and not args.json and not turn))
-        notes = settled + notes
+        runs, rows, notes = _surveyed(args, on_terminal and not args.json and not turn)
         text = as_json(rows, notes) if args.json else shown(rows, notes, terminal_width())
         if args.sizes:
             text = _with_sizes(text, runs, args.json)
@@ -126,6 +115,31 @@ def run_status(args: argparse.Namespace) -> int:
     return 0
 
 
+def _surveyed(args: argparse.Namespace, early: bool
+              ) -> Tuple[List[RunDir], List[Row], List[str]]:
+    """Runs, rows and notes; where Slurm is slow, that is said once, after the rows as they lie on
+    disk if they are wanted `early`."""
+    from blip_art.cluster.slurm import Slurm, SlurmError
+    from blip_art.cluster.status import find_runs, rows_on_disk, survey
+
+    slurm, is_said = Slurm(), [False]
+
+    def say_once(rows: List[Row]) -> None:
+        if not is_said[0]:
+            is_said[0] = True
+            _show_meanwhile(early, rows)
+
+    found = find_runs(args.runs or [RUNS], must=bool(args.runs))
+    try:
+        runs, settled = _settled(args.runs or [RUNS], found, slurm, when_slow=lambda: say_once(
+            rows_on_disk(found) if early else []))
+    except SlurmError as error:
+        runs, settled = found, [
+            f"what became of an interrupted submission is not known: {error}"]
+    rows, notes = survey(runs, slurm, say_once)
+    return runs, rows, settled + notes
+
+
 def _show_meanwhile(on_terminal: bool, rows: List[Row]) -> None:
     """What lies on disk, for who looks at a terminal; that Slurm is asked, for everybody."""
     from blip_art.cluster.rows import shown
@@ -133,18 +147,21 @@ def _show_meanwhile(on_terminal: bool, rows: List[Row]) -> None:
 
     if on_terminal:
         print(shown(rows, ["as the run folders have it"], terminal_width()), flush=True)
+    _say_asking()
+
+
+def _say_asking() -> None:
     print("asking Slurm …", file=sys.stderr, flush=True)
 
 
-def _settled(paths: Sequence[str], runs: List[RunDir], slurm: Slurm, give_up: bool = False
-             ) -> Tuple[List[RunDir], List[str]]:
+def _settled(paths: Sequence[str], runs: List[RunDir], slurm: Slurm, give_up: bool = False,
+             when_slow: Callable[[], None] = _say_asking) -> Tuple[List[RunDir], List[str]]:
     """The runs, after what interrupted submissions had left open, and what was done about that."""
     from blip_art.cluster.asking import with_notice
     from blip_art.cluster.pending import settle_all
     from blip_art.cluster.status import find_runs
 
-    lines = with_notice(lambda: settle_all(runs, slurm, give_up),
-                        lambda: print("asking Slurm …", file=sys.stderr, flush=True))
+    lines = with_notice(lambda: settle_all(runs, slurm, give_up), when_slow)
     return (find_runs(paths, must=False) if lines else runs), lines
 
 

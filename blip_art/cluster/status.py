@@ -85,8 +85,17 @@ def survey(runs: Sequence[RunDir], slurm: Slurm,
     jobs = [job for folder in folders for job in folder.jobs]
     answers = ask(slurm, jobs) if when_slow is None else with_notice(
         lambda: ask(slurm, jobs),
-        lambda: when_slow([_row(folder, Answers({}, None, (), False)) for folder in folders]))
+        lambda: when_slow(_unasked(folders)))
     return [_row(folder, answers) for folder in folders], list(answers.notes)
+
+
+def rows_on_disk(runs: Sequence[RunDir]) -> List[Row]:
+    """One row a run as its folder alone has it; Slurm is not asked."""
+    return _unasked([read_folder(run) for run in runs])
+
+
+def _unasked(folders: Sequence[Folder]) -> List[Row]:
+    return [_row(folder, Answers({}, None, (), False)) for folder in folders]
 
 
 def _row(folder: Folder, answers: Answers) -> Row:

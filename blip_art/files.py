@@ -404,6 +404,10 @@ class RunDir:
         """There while a job that was stopped waits to start again."""
         return self.slurm / f"again_{job_id}"
 
+    def job_progress(self, job_id: str) -> Path:
+        """There once the job has started; what is to be newer than it if the start was worth it."""
+        return self.slurm / f"progress_{job_id}"
+
     def job_follows(self, job_id: str) -> Path:
         """Left by a job that ends until another one has started again: that one's id."""
         return self.slurm / f"follows_{job_id}"

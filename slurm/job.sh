@@ -8,12 +8,12 @@
 # three starts in a row that gave no new checkpoint and no new captions. Of these only starts count
 # that had 10 minutes, or half of their time limit where that is less: preemption soon after the
 # start is not the run's fault, and where Slurm queues a job again by itself nothing is counted.
-# FOLDER/progress_JOBID, which a training writes as it starts, names what is to be newer. Whoever
-# follows the job finds FOLDER/ended_JOBID with its exit code, or FOLDER/again_JOBID while it waits
-# to start again. Both have the number of the start, too, and in a second line why it was not queued
-# again: 'launch.py status' and the report show that. A follower does not hold its node for a job
-# that waits: it leaves FOLDER/follows_JOBID with that one's id, and is queued again here to start
-# when that one does.
+# FOLDER/progress_JOBID is there once the job has started; a training names in it what is to be
+# newer. Whoever follows the job finds FOLDER/ended_JOBID with its exit code, or FOLDER/again_JOBID
+# while it waits to start again. Both have the number of the start, too, and in a second line why it
+# was not queued again: 'launch.py status' and the report show that. A follower does not hold its
+# node for a job that waits: it leaves FOLDER/follows_JOBID with that one's id, and is queued again
+# here to start when that one does.
 # What the job runs is in FOLDER/submitit under its submission's name; launch.py deletes that when
 # it gives a submission up of which Slurm may have the job. What singularity/run.sh made in $SCRATCH
 # is removed, on every node of the job.
@@ -46,7 +46,8 @@ remove_scratch() {
         timeout 5 srun --overlap --export=ALL --ntasks="$SLURM_JOB_NUM_NODES" \
             --ntasks-per-node=1 --cpus-per-task=1 bash "$remove" 2>/dev/null || true
 }
-rm -f "$stop" "$request" "$progress" "$follows" "$folder/ended_$job" "$folder/again_$job"
+rm -f "$stop" "$request" "$follows" "$folder/ended_$job" "$folder/again_$job"
+: >"$progress" || true  # a follower waits for it
 ((restarts)) || rm -f "$idle"  # numbers of jobs come round again
 pickle=$folder/submitit/${job}_submitted.pkl
 if [[ ${BLIP_ART_SUBMISSION:-} && ! -e $pickle ]]; then
@@ -72,7 +73,7 @@ had_time() {  # whether this start was long enough to expect something of it
 count_idle() {  # starts in a row, up to this one, that gave nothing new
     local state checkpoint captions count=0
     [[ ! -e $idle ]] || count=$(<"$idle")
-    if [[ -e $progress ]]; then
+    if [[ -s $progress ]]; then
         { read -r state; read -r checkpoint; read -r captions; } <"$progress"
         if [[ $checkpoint -nt $progress ||
             $(find "$captions" -name '*.json' -newer "$progress" -print -quit 2>/dev/null) ]]; then

@@ -64,8 +64,10 @@ def test_a_job_that_ends_by_itself_keeps_its_code(slurm: FakeSlurm, code: int) -
     assert slurm.requeued() == []
 
 
-def test_followers_are_told_of_the_end_and_of_the_wait(slurm: FakeSlurm) -> None:
+def test_followers_are_told_of_the_start_the_end_and_the_wait(slurm: FakeSlurm) -> None:
+    (slurm.folder / "progress_7").write_text("of an earlier start\n")
     slurm.run("exit 3")
+    assert (slurm.folder / "progress_7").read_text() == ""
     assert (slurm.folder / "ended_7").read_text() == "3 0\n"
     request = f"echo SIGTERM >{slurm.folder}/requeue_7; exit 130"
     slurm.run(request)

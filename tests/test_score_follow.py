@@ -21,7 +21,13 @@ import pytest
 from blip_art.errors import UserError
 from blip_art.files import RunDir, read_json, write_json, write_text
 from blip_art.score.engine import Engine
-from blip_art.score.follow import End, Follower, score_when_free, until_state_ends
+from blip_art.score.follow import (
+    START_PATIENCE_MIN,
+    End,
+    Follower,
+    score_when_free,
+    until_state_ends,
+)
 from blip_art.score.lock import owner, taken
 from tests.score_data import write_vocabulary
 
@@ -218,6 +224,32 @@ def test_a_follower_in_slurm_does_not_wait_for_a_queued_training(
     assert Follower(run, engine, by_state, poll_s=0.01).follow() == 0
     assert run.job_follows("8").read_text() == "7\n"
     assert run.scores("val", 0).exists()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_follower_in_slurm_does_not_wait_for_a_training_that_never_starts(
+        run: RunDir, waits: bool) -> None:
+    """Slurm starts it when training has started, or was cancelled in the queue."""
+    seconds = [0.0]
+    write_json(run.jobs, [{"stage": "train", "job_id": "7", "submitted": "2035-01-01T00:00:00+0000"
+                           }, {"stage": "follow", "job_id": "8"}])
+    write_json(run.state, {"state": "stopped", "job": "6"})  # of a job before
+    if waits:  # it has run before, and was cancelled while it waited to start again
+        run.job_progress("7").touch()
+        write_text(run.job_waits("7"), "130 0")
+    by_state = until_state_ends(run, now=lambda: seconds[0], while_queued=False)
+    assert by_state() is None
+    seconds[0] = 60 * START_PATIENCE_MIN - 1
+    assert by_state() is None
+    seconds[0] += 1
+    assert by_state() == End("training's job 7 has not started; is it in the queue?", leader="7")
+    run.job_waits("7").unlink(missing_ok=True)
+    run.job_progress("7").touch()
+    write_json(run.state, {"state": "running", "job": "7"})
+    seconds[0] += 60 * START_PATIENCE_MIN
+    assert by_state() is None
+    seconds[0] += 60 * START_PATIENCE_MIN
+    assert by_state() is None
 
 
 def test_a_state_that_cannot_be_read_for_a_moment_is_no_end(run: RunDir) -> None:

@@ -27,6 +27,8 @@ from blip_art.score.run import run_config, say, score_run
 STARTED = time.monotonic()
 POLL_S = 5.0
 PATIENCE_MIN = 60.0
+# The batch script leaves its note at once; another node may see it a minute later (NFS).
+START_PATIENCE_MIN = 2.0
 # Queues are longer than silences; a job that was cancelled there is never heard of again.
 QUEUE_PATIENCE = 48
 
@@ -180,6 +182,10 @@ def until_state_ends(run: RunDir, patience_min: float = PATIENCE_MIN,
         if job and not while_queued:
             if (waits or state == "stopped") and _stops(run) != old:
                 return End(f"training's job {job} has stopped, perhaps to start again", leader=job)
+            # Slurm starts a follower when its training starts, or is cancelled in the queue.
+            has_started = not waits and run.job_progress(job).exists()
+            if not has_started and silent_s >= 60 * START_PATIENCE_MIN:
+                return End(f"training's job {job} has not started; is it in the queue?", leader=job)
             if silent_s >= 60 * patience_min:
                 return End(f"training is {state} and has written nothing for {patience_min:g} "
                            f"minutes; is job {job} in the queue?", leader=job)

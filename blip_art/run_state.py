@@ -204,7 +204,7 @@ def _decide_ended(facts: Facts, is_new: bool) -> Verdict:
     """The job has ended, and its newest start has not said how."""
     work = facts.work
     if work.how:
-        return Verdict("failed", f"job {work.job_id}: {work.how}")
+        return Verdict("failed", _joined(f"job {work.job_id}: {work.how}", work.note))
     if work.ended_well and work.stage != "train":
         return Verdict("finished")
     if work.ended_well and not (is_new and facts.state.name):

@@ -8,12 +8,12 @@
 # three starts in a row that gave no new checkpoint and no new captions. Of these only starts count
 # that had 10 minutes, or half of their time limit where that is less: preemption soon after the
 # start is not the run's fault, and where Slurm queues a job again by itself nothing is counted.
-# FOLDER/progress_JOBID is there once the job has started; a training names in it what is to be
-# newer. Whoever follows the job finds FOLDER/ended_JOBID with its exit code, or FOLDER/again_JOBID
-# while it waits to start again. Both have the number of the start, too, and in a second line why it
-# was not queued again: 'launch.py status' and the report show that. A follower does not hold its
-# node for a job that waits: it leaves FOLDER/follows_JOBID with that one's id, and is queued again
-# here to start when that one does.
+# FOLDER/progress_JOBID is there once the job has started; a training, or a job that writes
+# captions, names in it what is to be newer. Whoever follows the job finds FOLDER/ended_JOBID with
+# its exit code, or FOLDER/again_JOBID while it waits to start again. Both have the number of the
+# start, too, and in a second line why it was not queued again: 'launch.py status' and the report
+# show that. A follower does not hold its node for a job that waits: it leaves FOLDER/follows_JOBID
+# with that one's id, and is queued again here to start when that one does.
 # What the job runs is in FOLDER/submitit under its submission's name; launch.py deletes that when
 # it gives a submission up of which Slurm may have the job. What singularity/run.sh made in $SCRATCH
 # is removed, on every node of the job.
@@ -85,7 +85,8 @@ count_idle() {  # starts in a row, up to this one, that gave nothing new
     echo "$count" >"$idle" || true
     ((count >= most_idle)) || return 0
     gives_up="stopped $count times in a row before there was a new checkpoint or new captions:"
-    gives_up+=" give it more time ('launch.py train … --time MIN'), or look at its logs"
+    gives_up+=" give it more time (--time MIN), or look at its logs"
+    [[ $state ]] || return 0  # captions: the state is a training's
     if printf '{"state": "failed", "why": "%s", "job": "%s", "start": %s}\n' "$gives_up" "$job" \
         "$restarts" >"$state.$job.tmp"; then
         mv "$state.$job.tmp" "$state" || true
@@ -157,7 +158,7 @@ for ((attempt = 1; attempt <= 18; attempt++)); do
         counted=yes
         if [[ $gives_up ]]; then
             echo "job $job was $gives_up"
-            note_end 1 ended
+            note_end 1 ended "$gives_up"
             exit 1
         fi
         note_end "$code" again  # before: Slurm may end this script at once

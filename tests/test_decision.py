@@ -216,6 +216,15 @@ def test_the_limit_of_restarts_is_said(run: RunDir) -> None:
         assert status(run, slurm) == report(run) == how
 
 
+def test_captions_that_are_given_up_say_why(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "captions")
+    write_text(run.config, "")
+    submit(run, "predict", "12")
+    write_text(run.job_ended("12"), "1 2\nstopped 3 times in a row\n")
+    how = ("failed", "job 12: exit code 1; stopped 3 times in a row")
+    assert status(run, slurm_with()) == report(run) == how
+
+
 def test_the_element_of_an_array_has_its_note_in_the_sweeps_folder(tmp_path: Path) -> None:
     run, slurm = RunDir(tmp_path / "six" / "seed=1"), tmp_path / "six" / "slurm"
     say(run, "running", job="9_3")

@@ -16,7 +16,8 @@ import pytest
 
 from blip_art.cluster.allocation import Task, note_progress
 from blip_art.cluster.jobs import Job
-from blip_art.files import RunDir
+from blip_art.cluster.plan import Place, predict_job
+from blip_art.files import RunDir, write_json
 from blip_art.run_state import read_state
 
 
@@ -148,8 +149,36 @@ def test_starts_without_a_new_checkpoint_are_not_repeated_for_ever(slurm: FakeSl
     state = read_state(RunDir(run))
     assert state.name == "failed"
     assert state.why in said
-    assert (slurm.folder / "ended_7").read_text() == "1 2\n"
+    assert (slurm.folder / "ended_7").read_text() == f"1 2\n{state.why}\n"
     assert "is queued again" in start(0)  # another job of this number
+
+
+def test_captions_that_never_come_are_not_repeated_for_ever(slurm: FakeSlurm) -> None:
+    slurm.put("squeue", '[[ $* == *%l* ]] && echo 2:00 || echo RUNNING')
+    run = RunDir(slurm.folder / "run")
+    write_json(run.state, {"state": "finished"})  # of the training
+    run.checkpoints.mkdir()
+    place = Place("python3", str(slurm.folder), "code", layout="node")
+    job = predict_job(place, RunDir(Path("run")), ["--split", "test"])
+    note_progress(job, slurm.folder, Task("7", "7", 0, 0, 1, 0, 0, ("v100-1",)))
+    note = slurm.folder / "progress_7"
+    text = note.read_text()
+
+    def start(command: str = "true") -> str:
+        noted = f"printf %s {shlex.quote(text)} >{note}; sleep 0.02; {command}"
+        return slurm.run(f"{noted}; echo SIGUSR2 >{slurm.folder}/requeue_7",
+                         SLURM_RESTART_COUNT="1", BLIP_ART_FAIR_S="0")[1]
+
+    assert "is queued again" in start()
+    assert "is queued again" in start()
+    assert "is queued again" in start(f"mkdir {run.path}/predictions; "
+                                      f"echo >{run.predictions('test', 0)}")
+    assert "is queued again" in start(f"touch {run.last_checkpoint}")  # of no use to captions
+    assert "is queued again" in start()
+    said = start()
+    assert "job 7 was stopped 3 times in a row before there was a new" in said
+    assert read_state(run).name == "finished"
+    assert (slurm.folder / "ended_7").read_text().startswith("1 1\nstopped 3 times in a row")
 
 
 def test_half_of_a_short_time_limit_is_enough_of_a_start(slurm: FakeSlurm) -> None:

@@ -111,11 +111,20 @@ def _leave_scratch(mark: Optional[Path]) -> None:
 
 def note_progress(job: Job, folder: Path, task: Task) -> None:
     """For the batch script: where a training's state is, and what is newer than this note once
-    this start was worth it."""
-    if job.state and task.rank == 0:
+    this start was worth it. Captions have no state of their own, and a checkpoint is not theirs.
+    """
+    if task.rank:
+        return
+    named = named_run(job.argv)
+    if job.state:
         run = RunDir(Path(job.cwd, job.state).absolute().parent)
-        paths = (run.state, run.last_checkpoint, run.predictions("val", 0).parent)
-        write_text(folder / f"progress_{task.job_id}", "".join(f"{path}\n" for path in paths))
+        state, checkpoint = str(run.state), str(run.last_checkpoint)
+    elif named and named["stage"] == "predict":
+        run, state, checkpoint = RunDir(Path(job.cwd, named["run"]).absolute()), "", ""
+    else:
+        return
+    write_text(folder / f"progress_{task.job_id}",
+               f"{state}\n{checkpoint}\n{run.predictions('val', 0).parent}\n")
 
 
 class StopNote:

@@ -16,6 +16,7 @@ import pytest
 
 from blip_art.cluster import cli_tools
 from blip_art.cluster.clean import KINDS, Found, remove, shown, survey
+from blip_art.cluster.pending import new_name
 from blip_art.cluster.record import Submitted, record_jobs
 from blip_art.cluster.slurm import Completed, Slurm
 from blip_art.cluster.snapshot import take_snapshot
@@ -29,6 +30,7 @@ HOST = os.uname().nodename
 GONE = 2**22 + 1  # above every process number
 DEFAULT = [kind for kind in KINDS if kind != "weights"]
 PICKLE = "train-0123456789abcdef_0.pkl"
+PORTION_PICKLE = f"{new_name('train.12')}_0.pkl"
 LEFT = "a user's own file"
 
 
@@ -45,7 +47,8 @@ def make_run(path: Path, state: str = "finished", job: str = "") -> RunDir:
         write_text(path, "c" * 5000)
     write_json(run.code / "snapshot.json", {})
     write_text(run.code / "blip_art" / "a.py", "")
-    for name in ("12_submitted.pkl", "12_0_result.pkl", "12_0_log.out", "mine.pkl", PICKLE):
+    for name in ("12_submitted.pkl", "12_0_result.pkl", "12_0_log.out", "mine.pkl", PICKLE,
+                 PORTION_PICKLE):
         write_text(run.slurm / "submitit" / name, "p")
     write_text(run.checkpoints / f".last.pt.{HOST}.{GONE}.tmp", "half")
     write_text(run.checkpoints / f".last.pt.{HOST}.{os.getpid()}.tmp", "being written")
@@ -72,7 +75,8 @@ def test_a_finished_run_loses_only_what_is_known(tmp_path: Path) -> None:
     run = make_run(tmp_path / "art")
     found = survey([run], slurm(), DEFAULT)
     assert names(found) == {"last.pt", "previous.pt", "code", "12_submitted.pkl",
-                            "12_0_result.pkl", PICKLE, f".last.pt.{HOST}.{GONE}.tmp"}
+                            "12_0_result.pkl", PICKLE, PORTION_PICKLE,
+                            f".last.pt.{HOST}.{GONE}.tmp"}
     assert {one.kind: one.size for one in found.items}["checkpoints"] == 10_000
     before = {path for path in run.path.rglob("*") if path.is_file()}
     freed, problems = remove(found.items)

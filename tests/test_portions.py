@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from blip_art.cluster import checks_slurm
+from blip_art.cluster import checks_slurm, on_slurm
 from blip_art.cluster.batch import Stage, dependency, sweep_stages
 from blip_art.cluster.jobs import Job
 from blip_art.cluster.limits import Limits, SubmitLimit, preemption, read_limits
@@ -19,9 +20,10 @@ from blip_art.cluster.plan import Place
 from blip_art.cluster.portions import in_portions
 from blip_art.cluster.site import Site
 from blip_art.cluster.slurm import Completed, Slurm
+from blip_art.cluster.snapshot import take_snapshot
 from blip_art.cluster.sweep import Member
 from blip_art.errors import UserError
-from blip_art.files import RunDir
+from blip_art.files import RunDir, write_text
 
 CONFIG = ("Configuration data as of 2026-11-29T15:00:00\nMaxArraySize            = 1001\n"
           "PreemptMode             = GANG,{mode}\nPreemptType             = preempt/{type}\n"
@@ -122,3 +124,13 @@ def test_as_many_runs_are_submitted_as_may_be_queued(
     assert "5 of 9 runs are not submitted yet: you may have 20 jobs" in capsys.readouterr().err
     with pytest.raises(UserError, match="10 are there|wait until some have ended"):
         fitting(members, 0, limit, lambda: 18)
+
+
+def test_changed_code_is_named_for_portions_too(tmp_path: Path, repo: Path,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    code = tmp_path / "code"
+    take_snapshot(repo, code)
+    write_text(code / "blip_art" / "errors.py", "# as it was\n")
+    portions = [Stage("train.1", (), ()), Stage("train.2", (), ())]
+    on_slurm._show_changed_code(argparse.Namespace(), repo, code, portions)
+    assert "1 file of the code changed since" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
 
 from blip_art.cluster.control import Live, living_jobs
+from blip_art.cluster.pending import is_pickle_of_job
 from blip_art.cluster.record import read_jobs
 from blip_art.cluster.slurm import Slurm, SlurmAbsent, SlurmError
 from blip_art.cluster.status import find_runs
@@ -44,7 +45,7 @@ KINDS: Dict[str, Kind] = {
     "scratch": Kind("scratch folders of jobs that are gone, on this machine", "nothing"),
     "weights": Kind("weights of epochs that are neither the best nor the last", "these weights: "
                     "no other captions can be made with them")}
-_PICKLE = re.compile(r"\d[\d_]*_(submitted|result)\.pkl|[a-z]+-[0-9a-f]{16}_\d+\.pkl")
+_PICKLE = re.compile(r"\d[\d_]*_(submitted|result)\.pkl")
 _TEMPORARY = re.compile(
     r"\.((last|previous)\.pt|epoch_\d+\.safetensors|\w+\.jsonl?|config\.yaml|output\.txt|"
     r"wrapper(_\d+)?\.sh|code)\..+\.\d+\.(tmp|old)")
@@ -203,7 +204,7 @@ def _of_sweep(run: RunDir) -> Dict[str, List[Path]]:
     is_copy = (run.code / SNAPSHOT_RECORD).is_file() and not run.code.is_symlink()
     return {"code": [run.code] if is_copy else [],
             "pickles": [path for path in _listed(run.slurm / "submitit")
-                        if _PICKLE.fullmatch(path.name)],
+                        if _PICKLE.fullmatch(path.name) or is_pickle_of_job(path.name)],
             "temporary": _leftovers(run.path)}
 
 

@@ -291,14 +291,14 @@ def _go(args: argparse.Namespace, repo: Path, site: Site, run: RunDir, stages: S
         slurm = Slurm()
         living, ending = jobs_in_queue([run], slurm)
         busy = [job for _, job, _ in living if job.stage in _EXCLUSIVE]
-        if busy and any(stage.name in _EXCLUSIVE for stage in stages):
+        if busy and any(stage.kind in _EXCLUSIVE for stage in stages):
             raise UserError(f"{run.path} is already in the queue as job {busy[0].job_id}; "
                             f"'launch.py cancel {run.path}' first, or choose another --run")
         check_jobs(args.after, slurm, site.has_sacct)
         identity = container_of(site)
         check_inputs(inputs, site)
         _snapshot(args, repo, run.code, living, stages)
-        if stages[0].name != "collect":
+        if stages[0].kind != "collect":
             _note(run, identity)
         for one, (config, overrides) in (trains or {}).items():
             _freeze(one, config, overrides)
@@ -346,7 +346,7 @@ def _show_changed_code(args: argparse.Namespace, repo: Path, code: Path,
     jobs, and most of those who resume have just fixed something.
     """
     changed = changed_files(repo, code)
-    if changed and any(stage.name in _EXCLUSIVE for stage in stages):
+    if changed and any(stage.kind in _EXCLUSIVE for stage in stages):
         which = ("the copy goes on" if _keeps_code(args) else
                  "the checkout's are used, '--code frozen' keeps the copy")
         print(f"{_count(changed, 'file')} of the code changed since {code} was copied "

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 import uuid
 from dataclasses import asdict, dataclass, fields, replace
@@ -58,6 +59,11 @@ class Pending:
 def new_name(stage: str) -> str:
     """A name for a submission that no other has."""
     return f"{stage}-{uuid.uuid4().hex[:16]}"
+
+
+def is_pickle_of_job(file: str) -> bool:
+    """Whether a file is what a job of a submission with a `new_name` runs."""
+    return re.fullmatch(r"[a-z]+(\.\d+)?-[0-9a-f]{16}_\d+\.pkl", file) is not None
 
 
 def pickles_of(folder: Path) -> Path:

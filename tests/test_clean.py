@@ -59,11 +59,11 @@ def make_run(path: Path, state: str = "finished", job: str = "") -> RunDir:
     return run
 
 
-def slurm(queue: str = "", absent: bool = False) -> Slurm:
+def slurm(queue: str = "", absent: bool = False, cluster: str = "") -> Slurm:
     def door(argv: Sequence[str]) -> Completed:
         if absent:
             raise FileNotFoundError(2, "No such file or directory")
-        return Completed(0, queue)
+        return Completed(0, f"ClusterName = {cluster}\n" if argv[0] == "scontrol" else queue)
     return Slurm(door)
 
 
@@ -116,6 +116,21 @@ def test_a_run_whose_jobs_cannot_be_asked_about_keeps_everything(tmp_path: Path)
     found = survey([submitted, local], slurm(absent=True), KINDS)
     assert {one.folder for one in found.items} == {local.path}
     assert "no Slurm is here" in found.kept[0][1]
+
+
+@pytest.mark.parametrize("asked", ["beta", ""])
+def test_a_run_with_a_job_on_another_cluster_keeps_everything_until_that_has_ended(
+        tmp_path: Path, asked: str) -> None:
+    run = make_run(tmp_path / "art")
+    record_jobs(run, [Submitted("train", "6", cluster="alpha"),
+                      Submitted("predict", "7", cluster="alpha")])
+    write_text(run.job_ended("6"), "0\n")
+    found = survey([run], slurm(cluster=asked), KINDS)
+    assert not found.items
+    assert "predict job 7 is of cluster alpha" in found.kept[0][1]
+    assert survey([run], slurm(cluster="alpha"), KINDS).items
+    write_text(run.job_ended("7"), "0\n")
+    assert survey([run], slurm(cluster=asked), KINDS).items
 
 
 def test_what_is_being_scored_or_trained_is_left_alone(tmp_path: Path) -> None:
@@ -190,6 +205,9 @@ def test_scratch_is_ours_old_and_unused(tmp_path: Path) -> None:
         in_use.wait()
     found = survey([], slurm(queue), KINDS, str(tmp_path))
     assert names(found) == {"blip_art-shell.abc123", f"blip_art-{user}-12"}
+    # A workstation that mounts the nodes' scratch cannot say which jobs are gone.
+    absent = survey([], slurm(absent=True), KINDS, str(tmp_path))
+    assert names(absent) == {"blip_art-shell.abc123"}
     remove(found.items)
     assert len(list(tmp_path.iterdir())) == 5
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
 
 from blip_art.cluster.control import Live, living_jobs
+from blip_art.cluster.ownership import own_jobs
 from blip_art.cluster.pending import is_pickle_of_job
 from blip_art.cluster.record import read_jobs
 from blip_art.cluster.slurm import Slurm, SlurmAbsent, SlurmError
@@ -26,6 +27,7 @@ from blip_art.files import DAY_S, RunDir, is_left_behind
 from blip_art.manifest import SNAPSHOT_RECORD
 from blip_art.run_state import is_alive, read_best, read_state, unscored
 from blip_art.score.lock import is_held, taken
+from blip_art.work import cancelled_jobs, has_ended
 
 
 class Kind(NamedTuple):
@@ -149,14 +151,28 @@ def _reasons(runs: Sequence[RunDir], slurm: Slurm, used: bytes) -> List[str]:
     Args:
         used: environments of this user's processes.
     """
-    problem, live = "", []
+    problem, live, elsewhere = "", [], {}
+    readable = [run for run in runs if not _damage(run)]
     try:
-        live = living_jobs([run for run in runs if not _damage(run)], slurm)
+        live = living_jobs(readable, slurm)
+        elsewhere = _jobs_elsewhere(readable, slurm)
     except SlurmAbsent:
         problem = "it was submitted, and no Slurm is here to say whether a job uses it"
     except SlurmError as error:
         problem = f"whether a job uses it is not known: {error}"
-    return [_reason(run, [one for one in live if one[0] is run], problem, used) for run in runs]
+    return [_reason(run, [one for one in live if one[0] is run], problem, used)
+            or elsewhere.get(run, "") for run in runs]
+
+
+def _jobs_elsewhere(runs: Sequence[RunDir], slurm: Slurm) -> Dict[RunDir, str]:
+    """Which of the runs have a job that this cluster's Slurm knows nothing of, and that has left
+    no note of its end."""
+    jobs = [(run, job) for run in runs for job in own_jobs(run) if job.cluster]
+    name = slurm.cluster_name() if jobs else ""
+    return {run: f"{job.stage} job {job.job_id} is of cluster {job.cluster}, where it may use it"
+            for run, job in jobs if job.cluster != name
+            and not has_ended(run, job.job_id, job.batch_log)
+            and job.job_id not in cancelled_jobs(run)}
 
 
 def _reason(run: RunDir, live: Sequence[Live], problem: str, used: bytes) -> str:
@@ -239,7 +255,9 @@ def _of_scratch(folder: Path, slurm: Slurm, used: bytes) -> List[Path]:
     try:
         queue = slurm.squeue(numbers) if numbers else {}
     except SlurmAbsent:
-        queue = {}
+        # This machine may share the nodes' scratch.
+        return [path for path, number in found.items() if not number
+                and os.fsencode(path) not in used]
     except SlurmError:
         return []  # any of them may be a running job's
     return [path for path, number in found.items() if os.fsencode(path) not in used

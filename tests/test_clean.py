@@ -173,18 +173,30 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert not survey([run], slurm(), ["code"]).items
 
 
-def test_a_sweeps_own_folder_is_cleaned_when_all_its_runs_are_finished(tmp_path: Path) -> None:
+@pytest.mark.parametrize("job", ["", "9"])
+def test_a_sweeps_own_folder_is_cleaned_when_all_its_runs_are_finished(
+        tmp_path: Path, job: str) -> None:
     folder = tmp_path / "lr"
     runs = [make_run(folder / name) for name in "ab"]
     write_json(folder / "sweep.json", {})
     write_json(folder / "code" / "snapshot.json", {})
     write_text(folder / "slurm" / "submitit" / "9_submitted.pkl", "p")
-    found = [one for one in survey(find_runs([str(folder)]), slurm(), DEFAULT).items
-             if one.folder == folder]
-    assert {one.kind for one in found} == {"code", "pickles"}
+    if job:  # of the report
+        record_jobs(RunDir(folder), [Submitted("collect", job)])
+
+    def kinds_of_sweep(some: list[RunDir], queue: str = "") -> set[str]:
+        return {one.kind for one in survey(some, slurm(queue), DEFAULT).items
+                if one.folder == folder}
+    assert kinds_of_sweep(find_runs([str(folder)])) == {"code", "pickles"}
+    assert kinds_of_sweep(runs) == {"code", "pickles"}
+    assert not survey(find_runs([str(folder)]), slurm(), DEFAULT).kept
+    if job:
+        queue = "9|9|PENDING|None|0:00|1:00|N/A||cpu|(null)\n"
+        assert not kinds_of_sweep(find_runs([str(folder)]), queue)
+        assert not kinds_of_sweep(runs, queue)
     write_json(runs[0].state, {"state": "stopped"})
     for some in (find_runs([str(folder)]), runs[1:]):
-        assert folder not in {one.folder for one in survey(some, slurm(), DEFAULT).items}
+        assert not kinds_of_sweep(some)
 
 
 def test_scratch_is_ours_old_and_unused(tmp_path: Path) -> None:

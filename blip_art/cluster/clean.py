@@ -21,6 +21,7 @@ from blip_art.cluster.pending import is_pickle_of_job
 from blip_art.cluster.record import read_jobs
 from blip_art.cluster.slurm import Slurm, SlurmAbsent, SlurmError
 from blip_art.cluster.status import find_runs
+from blip_art.cluster.sweep import record_of
 from blip_art.cluster.table import table
 from blip_art.errors import UserError
 from blip_art.files import DAY_S, RunDir, is_left_behind
@@ -83,11 +84,13 @@ def survey(runs: Sequence[RunDir], slurm: Slurm, kinds: Iterable[str], scratch: 
     """
     kinds = set(kinds)
     used = _environments()
-    reasons = dict(zip(runs, _reasons(runs, slurm, used)))
-    free = [run for run in runs if not reasons[run]]
-    found = [(run.path, _of_run(run)) for run in free]
-    found += [(folder, _of_sweep(RunDir(folder))) for folder in _sweeps(free)
-              if os.fsencode((folder / "code").resolve()) not in used]
+    asked = [*runs, *_other_sweeps(runs)]
+    reasons = dict(zip(asked, _reasons(asked, slurm, used)))
+    free = [run for run in asked if not reasons[run]]
+    places = {run.path.resolve() for run in free}
+    found = [(run.path, _of_report(run) if _is_report(run) else _of_run(run)) for run in free
+             if not _is_sweep(run) or all(one.path.resolve() in places
+                                          for one in find_runs([str(run.path)]))]
     if "scratch" in kinds and scratch:
         found.append((Path(scratch), {"scratch": _of_scratch(Path(scratch), slurm, used)}))
     items = [Item(folder, kind, tuple(paths), *_measure(paths))
@@ -180,7 +183,7 @@ def _reason(run: RunDir, live: Sequence[Live], problem: str, used: bytes) -> str
     if damage:
         return damage
     state = read_state(run)
-    if state.name != "finished":
+    if state.name != "finished" and not _is_report(run):
         return state.why if state.damaged else state.name or "not started"
     if live:
         return f"{live[0][1].stage} job {live[0][2].job_id} is {live[0][2].state.lower()}"
@@ -203,7 +206,7 @@ def _damage(run: RunDir) -> str:
 
 
 def _of_run(run: RunDir) -> Dict[str, List[Path]]:
-    found = _of_sweep(run)
+    found = _of_report(run)
     found["temporary"] += [path for name in _WRITTEN for path in _leftovers(run.path / name)]
     epochs, best = run.saved_epochs(), read_best(run)
     # Weights that are nowhere else must stay, and so must what they are made of.
@@ -215,8 +218,8 @@ def _of_run(run: RunDir) -> Dict[str, List[Path]]:
     return found
 
 
-def _of_sweep(run: RunDir) -> Dict[str, List[Path]]:
-    """What a sweep's folder has, as a run's."""
+def _of_report(run: RunDir) -> Dict[str, List[Path]]:
+    """What the folder of a sweep or a report has, as a run's."""
     is_copy = (run.code / SNAPSHOT_RECORD).is_file() and not run.code.is_symlink()
     return {"code": [run.code] if is_copy else [],
             "pickles": [path for path in _listed(run.slurm / "submitit")
@@ -224,12 +227,24 @@ def _of_sweep(run: RunDir) -> Dict[str, List[Path]]:
             "temporary": _leftovers(run.path)}
 
 
-def _sweeps(runs: Sequence[RunDir]) -> List[Path]:
-    """Folders of sweeps all of whose runs are among these."""
+def _other_sweeps(runs: Sequence[RunDir]) -> List[RunDir]:
+    """Folders of the runs' sweeps that are not among these."""
     here = {run.path.resolve() for run in runs}
-    parents = dict.fromkeys(run.path.parent for run in runs)
-    return [parent for parent in parents if (parent / "sweep.json").is_file()
-            and all(run.path.resolve() in here for run in find_runs([str(parent)]))]
+    parents = (RunDir(parent) for parent in dict.fromkeys(run.path.parent for run in runs))
+    return [parent for parent in parents
+            if _is_sweep(parent) and parent.path.resolve() not in here]
+
+
+def _is_sweep(run: RunDir) -> bool:
+    return record_of(run.path).is_file()
+
+
+def _is_report(run: RunDir) -> bool:
+    """Whether nothing was computed there: a sweep's folder, or one that reports were made in."""
+    if run.state.exists():
+        return False
+    jobs = read_jobs(run)
+    return all(job.stage == "collect" for job in jobs) and (bool(jobs) or _is_sweep(run))
 
 
 def _leftovers(folder: Path) -> List[Path]:

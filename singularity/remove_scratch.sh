@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Usage: singularity/remove_scratch.sh     on a node, when a job has ended: removes what run.sh made
 #
-# Environment: SLURM_JOB_ID, and SCRATCH as run.sh had it. What is not this user's stays.
+# Environment: SLURM_JOB_ID, and BLIP_ART_SCRATCH and SCRATCH as run.sh had them. What is not this
+# user's stays.
 set -euo pipefail
 : "${SLURM_JOB_ID:?number of the job that has ended}"
 # shellcheck source=singularity/scratch.sh

@@ -2,6 +2,7 @@
 # Usage: SIF=blip_art.sif [OVERLAY=overlay.img] singularity/run.sh COMMAND [ARGUMENT…]
 #   Runs a command inside the image, as every job does. Further settings by environment:
 #   CONTAINER (apptainer)   BINDS (source[:target[:options]],…)   SCRATCH ($TMPDIR, /tmp)
+#   BLIP_ART_SCRATCH (SCRATCH): the same, as a site profile says it, which may name $SCRATCH
 #   NV (1: the GPUs, where there are any; 0: never)
 set -euo pipefail
 : "${SIF:?path of the image}" "${1:?a command to run}"

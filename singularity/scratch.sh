@@ -1,22 +1,27 @@
 # shellcheck shell=bash
 # Usage: source singularity/scratch.sh     the folder on the node that a job has for temporary files
 #
-# Environment: SCRATCH ($TMPDIR, /tmp), where it is made. Other users can often write there, too,
-# and the numbers of jobs are easy to guess: a folder is used, and removed, only if it is this
-# user's and nobody else can write into it.
+# Environment: BLIP_ART_SCRATCH (SCRATCH, $TMPDIR, /tmp), where it is made: what a site profile says,
+# which may name the SCRATCH that many sites set. Other users can often write there, too, and the
+# numbers of jobs are easy to guess: a folder is used, and removed, only if it is this user's and
+# nobody else can write into it.
 
-# SCRATCH as it is on this node: some names are known here only ($TMPDIR, $SLURM_JOB_ID).
+# Scratch as it is on this node: some names are known here only ($TMPDIR, $SLURM_JOB_ID).
 expand_scratch() {
-    local scratch=${SCRATCH:-${TMPDIR:-/tmp}} name
-    while [[ $scratch =~ \$\{?([A-Za-z_][A-Za-z_0-9]*)\}? ]]; do
+    local text=${BLIP_ART_SCRATCH:-${SCRATCH:-${TMPDIR:-/tmp}}} rest expanded="" name setting
+    rest=$text
+    # A value is not looked at again: it may have the name that it stands for.
+    while [[ $rest =~ \$\{?([A-Za-z_][A-Za-z_0-9]*)\}? ]]; do
         name=${BASH_REMATCH[1]}
-        if [[ -z ${!name:-} ]]; then
-            echo "error: SCRATCH is $scratch and $(hostname) has no $name" >&2
+        if [[ -z ${!name:-} || ${!name} == "$text" ]]; then
+            [[ ${BLIP_ART_SCRATCH:-} ]] && setting=scratch || setting=SCRATCH
+            echo "error: $setting is $text and $(hostname) has no $name" >&2
             return 2
         fi
-        scratch=${scratch/"${BASH_REMATCH[0]}"/"${!name}"}
+        expanded+=${rest%%"${BASH_REMATCH[0]}"*}${!name}
+        rest=${rest#*"${BASH_REMATCH[0]}"}
     done
-    echo "$scratch"
+    echo "$expanded$rest"
 }
 
 name_scratch_folder() {

@@ -15,7 +15,7 @@
 # show that. A follower does not hold its node for a job that waits: it leaves FOLDER/follows_JOBID
 # with that one's id, and is queued again here to start when that one does.
 # What the job runs is in FOLDER/submitit under its submission's name; launch.py deletes that when
-# it gives a submission up of which Slurm may have the job. What singularity/run.sh made in $SCRATCH
+# it gives a submission up of which Slurm may have the job. What singularity/run.sh made in scratch
 # is removed, on every node of the job.
 set -euo pipefail
 folder=${1:?folder of the requests} max=${2:?most restarts}

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from blip_art.cluster import pack as packing
+from blip_art.cluster.batch import wrapper_text
 from blip_art.cluster.container import (
     Holder,
     _how_to_free,
@@ -164,7 +165,7 @@ def fake_container(tmp_path: Path) -> Path:
 def enter(repo: Path, cwd: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     cwd.mkdir(exist_ok=True)
     return subprocess.run([repo / "singularity" / "run.sh", *words], cwd=cwd, text=True,
-                          capture_output=True, check=False,
+                          capture_output=True, check=False, timeout=60,
                           env={"PATH": os.environ["PATH"], "USER": "me", **env})
 
 
@@ -190,6 +191,26 @@ def test_the_wrapper_enters_with_what_it_was_told(repo: Path, tmp_path: Path) ->
     assert Path(scratch).stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize(("named", "own", "folder"), [
+    ("$SCRATCH/jobs", "scratch", "scratch/jobs"),
+    ("${SCRATCH}", "a$USER$SCRATCH", "a$USER$SCRATCH"),  # a value is not looked at again
+    ("", "own_$USER", "own_me"),
+])
+def test_a_profile_can_name_the_users_own_scratch(
+        repo: Path, tmp_path: Path, named: str, own: str, folder: str) -> None:
+    (tmp_path / "a.sif").touch()
+    wrapper = tmp_path / "wrapper.sh"
+    site = Site(container=str(fake_container(tmp_path)), image=str(tmp_path / "a.sif"),
+                overlay="", scratch=named, python="python")
+    wrapper.write_text(wrapper_text(site, repo))
+    done = subprocess.run(["bash", wrapper], cwd=tmp_path, text=True, capture_output=True,
+                          check=False, timeout=30,
+                          env={"PATH": os.environ["PATH"], "USER": "me", "SLURM_JOB_ID": "12",
+                               "SCRATCH": f"{tmp_path}/{own}"})
+    assert done.returncode == 0, done.stderr
+    assert f"TMPDIR={tmp_path}/{folder}/blip_art-me-12\n" in done.stdout
+
+
 def test_the_wrapper_becomes_the_container_so_that_signals_arrive(
         repo: Path, tmp_path: Path) -> None:
     (tmp_path / "a.sif").touch()
@@ -206,6 +227,8 @@ def test_the_wrapper_becomes_the_container_so_that_signals_arrive(
     ({"CONTAINER": "nope"}, r"error: no nope on .*modules"),
     ({"SCRATCH": "/proc/nope"}, r"error: cannot write to scratch folder /proc/nope"),
     ({"SCRATCH": "$NOPE/x"}, r"error: SCRATCH is \$NOPE/x and .* has no NOPE"),
+    ({"SCRATCH": "$SCRATCH"}, r"error: SCRATCH is \$SCRATCH and .* has no SCRATCH"),
+    ({"BLIP_ART_SCRATCH": "$SCRATCH/x"}, r"error: scratch is \$SCRATCH/x and .* has no SCRATCH"),
 ])
 def test_the_wrapper_says_what_the_node_lacks(
         repo: Path, tmp_path: Path, env: dict[str, str], said: str) -> None:

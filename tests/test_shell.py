@@ -58,7 +58,8 @@ def called(plan: Plan) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_command_runs_inside_and_its_exit_code_is_passed_on(site: Site, tmp_path: Path) -> None:
-    words = ("sh", "-c", 'python3; echo "$1 $SAID $(ls "$SCRATCH")"; exit 7', "x", "a 'b' $c")
+    words = ("sh", "-c", 'python3; echo "$1 $SAID $(ls "$BLIP_ART_SCRATCH")"; exit 7', "x",
+             "a 'b' $c")
     done = called(plan_shell(site, None, words, binds=["/data:/d:ro"]))
     assert done.returncode == 7, done.stderr
     assert done.stdout.split("\n")[0] == "own python"

@@ -68,7 +68,7 @@ def test_variables_of_the_node_are_left_to_the_node(
     monkeypatch.setenv("PROJECT", "/proj/art")
     site = profile(tmp_path, "scratch: $TMPDIR/$SLURM_JOB_ID\nbinds: ['$PROJECT:/art']\n")
     text = batch.wrapper_text(site, tmp_path)
-    assert "export SCRATCH='$TMPDIR/$SLURM_JOB_ID'\n" in text
+    assert "export BLIP_ART_SCRATCH='$TMPDIR/$SLURM_JOB_ID'\n" in text
     assert "export BINDS=/proj/art:/art\n" in text
 
 

@@ -116,7 +116,8 @@ def wrapper_text(site: Site, code: Path, binds: Sequence[str] = ()) -> str:
     command = [site.python]
     if site.container:
         exported.update(CONTAINER=site.container, SIF=site.image, OVERLAY=site.overlay,
-                        BINDS=",".join([*site.binds, *binds]), SCRATCH=site.scratch, NV="1")
+                        BINDS=",".join([*site.binds, *binds]),
+                        BLIP_ART_SCRATCH=site.scratch, NV="1")
         command = [str(code / "singularity" / "run.sh"), site.python]
     lines = ["#!/usr/bin/env bash",
              "# Usage: wrapper.sh [PYTHON'S ARGUMENTS]     written by launch.py from the profile "
@@ -170,7 +171,7 @@ def job_command(site: Site, stage: Stage, code: Path, wrapper: Path, pickles: Pa
     cpus = submitit_parameters(site, stage)["cpus_per_task"]
     numbers = "%A_%a" if len(stage.jobs) > 1 else "%j"
     # The script removes there what the wrapper has made.
-    scratch = ["env", f"SCRATCH={site.scratch}"] if site.container else []
+    scratch = ["env", f"BLIP_ART_SCRATCH={site.scratch}"] if site.container else []
     return "exec " + shlex.join([
         *scratch, "bash", str(code / "slurm" / "job.sh"), str(wrapper.parent),
         str(site.max_requeues), "srun", "--unbuffered", f"--output={pickles}/{numbers}_%t_log.out",

@@ -145,7 +145,8 @@ def run_in_image(argv: Sequence[str], cache: Path) -> int:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="blip_art_fetch_") as scratch:
         environment = {**os.environ, "CONTAINER": site.container, "SIF": site.image,
-                       "OVERLAY": site.overlay, "PYTHONPATH": str(repo), "SCRATCH": scratch,
+                       "OVERLAY": site.overlay, "PYTHONPATH": str(repo),
+                       "BLIP_ART_SCRATCH": scratch,
                        "BINDS": ",".join([*site.binds, *site.build_binds, str(repo), str(cache)]),
                        "BLIP_ART_CACHE": str(cache), **site.build_setup}
         return subprocess.call([str(repo / "singularity" / "run.sh"), site.python, *argv],

@@ -77,8 +77,8 @@ def verify(site: Site, overlay: str, run: Run = call) -> int:
 
 def _inside(site: Site, overlay: str, folder: str) -> Dict[str, str]:
     return {"CONTAINER": site.container, "SIF": site.image, "OVERLAY": overlay,
-            "BINDS": ",".join([*site.binds, folder]), "SCRATCH": folder, "PYTHONPATH": str(REPO),
-            "PYTHONSAFEPATH": "1", "BLIP_ART_CACHE": site.cache}
+            "BINDS": ",".join([*site.binds, folder]), "BLIP_ART_SCRATCH": folder,
+            "PYTHONPATH": str(REPO), "PYTHONSAFEPATH": "1", "BLIP_ART_CACHE": site.cache}
 
 
 def freeze(site: Site, overlay: str, target: Path, force: bool = False) -> None:

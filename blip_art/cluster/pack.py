@@ -73,7 +73,8 @@ def shrink(folder: Path, target: Path, max_side: int, site: Site, run: Run = cal
     with tempfile.TemporaryDirectory(prefix="blip_art_pack_") as scratch:
         return run([str(REPO / "singularity" / "run.sh"), site.python, *argv],
                    {**environment, "CONTAINER": site.container, "SIF": site.image,
-                    "OVERLAY": site.overlay, "BINDS": ",".join(binds), "SCRATCH": scratch})
+                    "OVERLAY": site.overlay, "BINDS": ",".join(binds),
+                    "BLIP_ART_SCRATCH": scratch})
 
 
 def count(folder: Path) -> Tuple[int, int]:

@@ -177,9 +177,9 @@ def _script(site: Site, command: Sequence[str], binds: Sequence[str],
     inside = ["/bin/sh", "-c", f'{place}; exec "$@"', "sh", *command]
     return "\n".join([
         *lines,
-        f'SCRATCH=$(mktemp -d "{_scratch(site.scratch)}/{JOB_NAME}.XXXXXX") || exit 2',
-        "export SCRATCH",
-        """trap 'rm -rf -- "$SCRATCH"' EXIT""",
+        f'BLIP_ART_SCRATCH=$(mktemp -d "{_scratch(site.scratch)}/{JOB_NAME}.XXXXXX") || exit 2',
+        "export BLIP_ART_SCRATCH",
+        """trap 'rm -rf -- "$BLIP_ART_SCRATCH"' EXIT""",
         "trap : INT  # Ctrl-C is the command's",
         *first,
         shlex.join([f"{repo}/singularity/run.sh", *inside])]) + "\n"

@@ -48,16 +48,26 @@ is_safe_place() {
     for path in "$(realpath -s "$1")" "$(realpath "$1")"; do  # as it is named, and behind links
         while [[ $path ]]; do
             above=${path%/*}
-            # In a folder that is open to all the first one to use a name has it; where that folder
-            # is not sticky, everybody can also rename what lies in it.
-            ! is_open_to_all "$path" || [[ -k $path ]] || return 1
-            ! is_open_to_all "${above:-/}" ||
+            # In a folder that is open to others the first one to use a name has it; where that
+            # folder is not sticky, all of them can also rename what lies in it.
+            ! is_open_to_others "$path" || [[ -k $path ]] || return 1
+            ! is_open_to_others "${above:-/}" ||
                 [[ $(stat -c %u "$path") == @(0|"$EUID") ]] || return 1
             path=$above
         done
     done
 }
 
-is_open_to_all() {
-    ((8#$(stat -L -c %a "$1") & 8#002))
+# Whether others can write into the folder $1, by the group that it is of, too.
+is_open_to_others() {
+    local mode group
+    read -r mode group < <(stat -L -c '%a %g' "$1")
+    ((8#$mode & 8#002)) || { ((8#$mode & 8#020)) && ! is_private_group "$group"; }
+}
+
+# Whether $1 is the group that this user or root has alone: many systems make one for each.
+is_private_group() {
+    local name members
+    IFS=: read -r name _ _ members < <(getent group "$1") || return 1
+    [[ $name == @(root|"$(id -un)") && $(id -g "$name") == "$1" && $members == @(|"$name") ]]
 }

@@ -299,6 +299,20 @@ def test_what_another_user_put_into_scratch_does_not_run(
         assert shared not in folder.parents or folder.stat().st_uid == os.geteuid()
 
 
+@pytest.mark.parametrize("way", ["group", "folder_of_group", "own_group"])
+def test_a_scratch_of_a_group_is_refused_where_it_has_other_members(
+        repo: Path, tmp_path: Path, other: int, way: str) -> None:
+    scratch = tmp_path / "lab" / "scratch"
+    scratch.mkdir(parents=True)
+    open_to_group = scratch.parent if way == "folder_of_group" else scratch
+    os.chown(open_to_group, -1, os.getegid() if way == "own_group" else other)
+    open_to_group.chmod(0o2770)
+    (tmp_path / "a.sif").touch()
+    done = enter(repo, tmp_path, "true", CONTAINER=str(fake_container(tmp_path)),
+                 SIF=str(tmp_path / "a.sif"), SCRATCH=str(scratch))
+    assert done.returncode == (0 if way == "own_group" else 2), done.stderr
+
+
 def test_steps_of_a_job_share_its_scratch_folder(repo: Path, tmp_path: Path, shared: Path) -> None:
     (tmp_path / "a.sif").touch()
     settings = {"CONTAINER": str(fake_container(tmp_path)), "SIF": str(tmp_path / "a.sif"),

@@ -64,5 +64,5 @@ def _check_cache() -> None:
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # slow, for this alone
 
     if not own_folder(Path(default_cache_dir())):
-        raise UserError(f"train.compile keeps code in {default_cache_dir()}, which is not yours; "
-                        "set TMPDIR to a folder that is")
+        raise UserError(f"train.compile keeps code in {default_cache_dir()}, which is not yours "
+                        "alone; remove it or set TMPDIR to a folder that is")

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -297,6 +298,52 @@ def test_what_another_user_put_into_scratch_does_not_run(
     [path] = [line[5:] for line in done.stdout.splitlines() if line.startswith("PATH=")]
     for folder in map(Path, path.split(":")):
         assert shared not in folder.parents or folder.stat().st_uid == os.geteuid()
+
+
+@pytest.fixture
+def lab() -> Iterator[Path]:
+    """A folder of a group, which the group's other members reach."""
+    with tempfile.TemporaryDirectory(prefix="blip_art_lab_") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.parametrize("mode", [0o2770, 0o3770])
+def test_a_member_of_the_group_gets_nothing_run(
+        repo: Path, tmp_path: Path, lab: Path, other: int, mode: int) -> None:
+    """A second account plants the folder of the next job, and exchanges that of this one."""
+    scratch, group = lab / "scratch", 64999
+    scratch.mkdir()
+    os.chown(scratch, -1, group)
+    scratch.chmod(mode)
+    (tmp_path / "a.sif").touch()
+    container = fake_container(tmp_path)
+    planting = """cd "$0"; mv blip_art-me-7 away
+        for folder in blip_art-me-7 blip_art-me-8; do
+            mkdir -p $folder/fuse || continue
+            for name in apptainer env python3 mkdir chmod mv; do
+                printf '#!/bin/sh\\ntouch %s\\n' "$0/ran" >$folder/fuse/$name
+            done
+            chmod -R 755 $folder
+        done"""
+
+    def job(number: str) -> subprocess.CompletedProcess[str]:
+        return enter(repo, tmp_path, "true", SIF=str(tmp_path / "a.sif"), SCRATCH=str(scratch),
+                     SLURM_JOB_ID=number, PATH=f"{container.parent}:{os.environ['PATH']}")
+    done = [job("7")]
+    subprocess.run(["bash", "-c", planting, scratch], check=False, capture_output=True,
+                   user=other, group=other, extra_groups=[group])
+    assert (scratch / "blip_art-me-8").stat().st_uid == other
+    done += [job("7"), job("8")]
+    assert not (scratch / "ran").exists()
+    if mode == 0o2770:  # there they can rename what is not theirs, too
+        assert (scratch / "blip_art-me-7").stat().st_uid == other
+        assert [step.returncode for step in done] == [2, 2, 2]
+        assert "other users can put their own files in the place of" in done[0].stderr
+        return
+    places = [re.findall(rf"^TMPDIR={scratch}/(.*)", step.stdout, re.MULTILINE) for step in done]
+    assert places[:2] == [["blip_art-me-7"], ["blip_art-me-7"]], done
+    assert re.fullmatch(r"blip_art-me-8\.\w{6}", places[2][0])
 
 
 @pytest.mark.parametrize("way", ["group", "folder_of_group", "own_group"])

@@ -31,7 +31,7 @@ from blip_art.cluster.status import find_runs, survey
 from blip_art.cluster.table import table
 from blip_art.describe import duration
 from blip_art.errors import UserError
-from blip_art.files import RunDir, write_json, write_jsonl, write_text
+from blip_art.files import RunDir, read_jsonl, write_json, write_jsonl, write_text
 from blip_art.score.lock import taken
 
 
@@ -195,6 +195,18 @@ def test_without_sacct_gpu_hours_are_reckoned_and_marked(tmp_path: Path) -> None
     assert (rows[0].gpu_hours, rows[0].gpu_hours_exact) == (4.0, False)
     assert "~4.00" in shown(rows)
     assert "accounting storage is disabled" in notes[0]
+
+
+def test_each_epoch_is_reckoned_by_the_gpus_that_it_had(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "art", "finished", 4, job="12")  # of 4 GPUs
+    lines = read_jsonl(run.train_log)
+    write_jsonl(run.train_log, [{**lines[0], "ranks": 1}, {**lines[1], "ranks": 8}, lines[2],
+                                {**lines[3], "ranks": "two"}])
+    assert row_of(run, answers(squeue=Completed(0), sacct=NO_ACCOUNTS)).gpu_hours == 4.25
+    local = make_run(tmp_path / "local", "finished", 2)
+    write_jsonl(local.train_log, [{**line, "ranks": 2, "gpu_memory_gb": 1.5}
+                                  for line in lines[:2]])
+    assert row_of(local, answers()).gpu_hours == 1.0
 
 
 def test_jobs_that_accounting_has_forgotten_are_reckoned_too(tmp_path: Path) -> None:

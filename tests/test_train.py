@@ -256,6 +256,7 @@ def test_more_ranks_go_on_with_what_one_began(config, tmp_path, monkeypatch):
     assert "goes on with 2 processes, 1 began it: train.accumulate is 2 instead of 4" in output
     is_the_same_run(run, whole)
     assert (read_json(run.manifest)["ranks"], read_json(run.manifest)["ranks_now"]) == (1, 2)
+    assert [read_jsonl(one.train_log)[0]["ranks"] for one in (whole, run)] == [1, 2]
 
 
 def test_one_rank_goes_on_with_what_three_began(undisturbed, config, tmp_path):

@@ -95,13 +95,18 @@ def _metrics(summaries: Summaries, path: Optional[Path]) -> Any:
 
 def _reckoned_hours(run: RunDir, jobs: Sequence[Submitted],
                     trained: Sequence[Dict[str, Any]]) -> Optional[float]:
-    """GPU-hours of the epochs; None for a run that used no GPU."""
+    """GPU-hours of the epochs; None for a run that used no GPU.
+
+    An epoch of an older version, which does not say how many ranks it had, counts with those of
+    the newest job, or of the run's beginning.
+    """
     submitted = [job.gpus * job.nodes for job in jobs if job.stage == "train"]
     gpus = submitted[-1] if submitted else 0
     if not submitted and any(row.get("gpu_memory_gb") for row in trained):
         gpus = _ranks(run)
-    seconds = [row["seconds"] for row in trained if is_number(row.get("seconds"))]
-    return sum(seconds) * gpus / 3600 if gpus else None
+    seconds = [float(row["seconds"]) * (row["ranks"] if is_number(row.get("ranks")) else gpus)
+               for row in trained if is_number(row.get("seconds"))]
+    return sum(seconds) / 3600 if gpus else None
 
 
 def _ranks(run: RunDir) -> int:

@@ -208,7 +208,8 @@ def train(config: Config, run: RunDir, pairs: list[Pair], tokenizer: CaptionToke
         [host_memory_gb] = world.sum([peak_memory_gb()])
         if world.is_main:
             save_weights(evaluated, run.weights(progress.epoch), identity)
-            print(write_epoch(run, config, progress, stepper, steps, host_memory_gb), flush=True)
+            print(write_epoch(run, config, progress, stepper, steps, host_memory_gb, world.size),
+                  flush=True)
             prune_weights(run, config.train.keep)
         heartbeat.begin_captions(progress.epoch)
         for split in config.generate.splits:

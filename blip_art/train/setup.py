@@ -164,11 +164,12 @@ def read_train_log(run: RunDir) -> list[dict[str, float]]:
 
 
 def write_epoch(run: RunDir, config: Config, progress: Progress, stepper: Stepper,
-                steps: int, host_memory_gb: float) -> str:
+                steps: int, host_memory_gb: float, ranks: int) -> str:
     """Put this epoch's line into train.jsonl and the text log, in place of an older one.
 
     Args:
         host_memory_gb: peak of all ranks and their loader processes together.
+        ranks: how many train now; a run may go on with another number.
 
     Returns:
         The line of the text log.
@@ -180,7 +181,7 @@ def write_epoch(run: RunDir, config: Config, progress: Progress, stepper: Steppe
         "seconds": progress.seconds, "gpu_memory_gb": stepper.peak_memory_gb(),
         "steps": steps, "skipped_steps": progress.skipped,
         "data_wait_share": progress.waited_s / max(progress.seconds, 1e-9),
-        "host_memory_gb": host_memory_gb}
+        "host_memory_gb": host_memory_gb, "ranks": ranks}
     rows = [old for old in read_train_log(run) if old["epoch"] < progress.epoch] + [row]
     write_jsonl(run.train_log, rows)
     lines = [f"epoch {r['epoch']:3d}  loss {r['loss']:.4f}  lr {r['lr']:.2e}  "

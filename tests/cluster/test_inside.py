@@ -185,7 +185,7 @@ def test_packed_pictures_are_seen_in_their_folders_place(cluster: Cluster) -> No
 def test_a_scratch_without_space_is_told_before_the_container_starts(cluster: Cluster) -> None:
     full = cluster.home / "full"
     cluster.run(["mkdir", full])
-    mounted = cluster.as_root(["mount", "-t", "tmpfs", "-o", "size=64k,mode=777",
+    mounted = cluster.as_root(["mount", "-t", "tmpfs", "-o", "size=64k,mode=1777",
                                "tmpfs", str(full)])
     # A folder still fits, its files do not: the common way to be full.
     assert mounted.returncode == 0, mounted.stderr

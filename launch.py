@@ -191,7 +191,7 @@ def run_sweep(args: argparse.Namespace) -> int:
         code = main(words)
         if code:
             return code
-    runs = [str(member.run.path) for member in members]
+    runs = [str(member.run.path) for member in members if member.run.path.is_dir()]
     return 0 if args.dry_run else main(
         ["collect", *runs, "-o", str(members[0].run.path.parent / "report")])
 

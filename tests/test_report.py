@@ -280,6 +280,19 @@ def test_folders_that_are_no_runs_are_refused(tmp_path):
         main([str(tmp_path)])
 
 
+def test_a_sweeps_report_leaves_out_what_has_not_begun(tmp_path, capsys):
+    run, queued = make_run(tmp_path / "a"), tmp_path / "b"
+    (queued / "slurm").mkdir(parents=True)
+    words = [str(run.path), str(queued), str(tmp_path / "c"), "-o", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="is not a run folder"):
+        main(words)
+    assert main([*words, "--partial"]) == 0
+    assert "left out 2 of 3 runs, which have not begun: " in capsys.readouterr().err
+    assert (tmp_path / "out" / "index.html").exists()
+    with pytest.raises(UserError, match="is not a run folder"):
+        main([str(queued), "-o", str(tmp_path / "out"), "--partial"])
+
+
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(UserError, match="cannot write"):

@@ -118,6 +118,19 @@ def test_captions_that_were_cancelled_are_made(run: RunDir) -> None:
         "slurm")
 
 
+def test_captions_that_were_made_are_not_made_again(tmp_path: Path) -> None:
+    """A run that was never trained has no word of its own for being finished."""
+    run = RunDir(tmp_path / "run")
+    command = ("eval", "--config", "a.yaml", "--weights", "coco.pth", "--cluster", "slurm")
+    record_jobs(run, [Submitted("predict", "4", command=command)])
+    write_text(run.config, "name: a\n")
+    write_json(run.predictions("val", 0), [])
+    write_json(run.scores("val", 0), {"metrics": {}, "failed": {}})
+    assert isinstance(job_to_repeat(run, []), Submitted)  # it may have more to caption
+    write_text(run.job_ended("4"), "0 0\n")
+    assert job_to_repeat(run, []) == "finished and scored, nothing to do"
+
+
 def make_sweep(folder: Path) -> list[RunDir]:
     runs = [RunDir(folder / f"seed={seed}") for seed in (1, 2, 3)]
     command = ("sweep", "six.yaml", "--cluster", "slurm", "--gpus", "2")

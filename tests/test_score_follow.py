@@ -211,6 +211,7 @@ def test_a_follower_in_slurm_does_not_wait_for_a_queued_training(
     write_text(run.job_waits("7"), "130")
     by_state = until_state_ends(run, 2, lambda: seconds[0], while_queued=False)
     run.job_waits("7").unlink()
+    assert by_state() is None  # it starts: no new stop
     write_json(run.state, {"state": "running"})
     assert by_state() is None
     seconds[0] = 120.0

@@ -54,7 +54,7 @@ _TEMPORARY = re.compile(
     r"wrapper(_\d+)?\.sh|code)\..+\.\d+\.(tmp|old)")
 _NAMED = 3
 _WRITTEN = ("checkpoints", "predictions", "scores", "references", "bad_pictures", "slurm")
-_SCRATCH = re.compile(r"blip_art-(?:shell\.\w+|(?P<user>.+?)-(?P<number>\d+)(?:[.-]\w+)?)")
+_SCRATCH = re.compile(r"blip_art-(?P<user>.+?)-(?P<number>\d+)(?:[.-]\w+)?")
 
 
 @dataclass(frozen=True)
@@ -264,19 +264,15 @@ def _of_scratch(folder: Path, slurm: Slurm, used: bytes) -> List[Path]:
     found: Dict[Path, str] = {}
     for path in _listed(folder):
         match = _SCRATCH.fullmatch(path.name)
-        if match and match["user"] in (None, getpass.getuser()) and _is_own_old_folder(path):
-            found[path] = match["number"] or ""
-    numbers = [number for number in found.values() if number]
+        if match and match["user"] == getpass.getuser() and _is_own_old_folder(path):
+            found[path] = match["number"]
     try:
-        queue = slurm.squeue(numbers) if numbers else {}
-    except SlurmAbsent:
-        # This machine may share the nodes' scratch.
-        return [path for path, number in found.items() if not number
-                and os.fsencode(path) not in used]
+        # An element of an array has a number of its own in its folder's name.
+        at_work = slurm.own_raw_ids() if found else set()
     except SlurmError:
-        return []  # any of them may be a running job's
+        return []  # any of them may be a running job's: other machines may share this scratch
     return [path for path, number in found.items() if os.fsencode(path) not in used
-            and not (number in queue and queue[number].alive)]
+            and number not in at_work]
 
 
 def _environments() -> bytes:

@@ -14,7 +14,7 @@ from typing import Callable, List, NamedTuple, Optional, Tuple
 from blip_art.cluster import reasons
 from blip_art.cluster.ownership import jobs_here, own_jobs, queue_of
 from blip_art.cluster.record import Submitted, read_jobs
-from blip_art.cluster.slurm import QueueRow, Slurm, SlurmError
+from blip_art.cluster.slurm import QueueRow, Slurm, SlurmAbsent, SlurmError
 from blip_art.errors import UserError
 from blip_art.files import RunDir
 from blip_art.run_state import is_alive, read_state
@@ -125,15 +125,20 @@ def _still_going(run: RunDir, stage: str, slurm: Slurm) -> Tuple[bool, str]:
     try:
         jobs = jobs_here(slurm, [job for job in own_jobs(run) if job.stage == stage])
         if not jobs:
-            going = read_state(run).name in ("running", "") and is_alive(run) is not False
-            return going, ""
+            return _is_going_here(run), ""
         rows = queue_of(slurm, jobs)
+    except SlurmAbsent:  # a workstation: it sees the folder
+        return _is_going_here(run), ""
     except SlurmError as error:
         return True, f"not known whether the job still runs: {error}"
     live = [row for row in rows.values() if row.alive]
     if not live:
         return False, f"job {jobs[-1].job_id} has ended"
     return True, _waiting(live[-1])
+
+
+def _is_going_here(run: RunDir) -> bool:
+    return read_state(run).name in ("running", "") and is_alive(run) is not False
 
 
 def _waiting(row: QueueRow) -> str:

@@ -249,8 +249,8 @@ def _sweep_stages(args: argparse.Namespace, plan: sweeps.Sweep, place: Any,
         runs = [m.run for m in members]
         after = tuple(("afterany", stage.name) for stage in stages if stage.name != "train")
         # It is the job of the sweep's folder, and of none of its runs.
-        stages.append(Stage("collect", (collect_job(place, runs, out),), (RunDir(out.parent),),
-                            after=after))
+        stages.append(Stage("collect", (collect_job(place, runs, out, partial=True),),
+                            (RunDir(out.parent),), after=after))
     return stages
 
 

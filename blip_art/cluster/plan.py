@@ -75,11 +75,16 @@ def follow_job(place: Place, run: RunDir) -> Job:
     return replace(job, argv=("nice", "-n", "19", *job.argv))
 
 
-def collect_job(place: Place, runs: Sequence[RunDir], out: Path, logs: Optional[Path] = None
-                ) -> Job:
-    """Tables, plots and one page from several runs; logs are beside the page by default."""
+def collect_job(place: Place, runs: Sequence[RunDir], out: Path, logs: Optional[Path] = None,
+                partial: bool = False) -> Job:
+    """Tables, plots and one page from several runs; logs are beside the page by default.
+
+    Args:
+        partial: leave out runs that have not begun, as of a sweep.
+    """
     return module_job(place, "collect", logs or out / "slurm", "blip_art.report",
-                      *(str(run.path) for run in runs), "-o", str(out))
+                      *(str(run.path) for run in runs), "-o", str(out),
+                      *(["--partial"] if partial else []))
 
 
 def module_job(place: Place, name: str, logs: Path, module: str, *args: str) -> Job:

@@ -23,7 +23,7 @@ from blip_art.cluster.slurm import Slurm, SlurmError
 from blip_art.cluster.sweep import is_member
 from blip_art.errors import EXIT_FAILED, UserError
 from blip_art.files import RunDir
-from blip_art.run_state import is_finished, unscored
+from blip_art.run_state import decide, is_finished, read_facts, unscored
 from blip_art.work import cancelled_jobs
 
 NOT_SUBMITTED = ("was not submitted to Slurm; the same 'launch.py train CONFIG' as before goes on "
@@ -120,7 +120,8 @@ def job_to_repeat(run: RunDir, living: Sequence[Live]) -> Union[Submitted, str]:
     last = on_gpus[-1]
     if last.stage == "predict" and last.job_id in cancelled_jobs(run):
         return last
-    if not is_finished(run):
+    if not (is_finished(run) or last.stage == "predict"
+            and decide(read_facts(run)).state == "finished"):
         return ([job for job in on_gpus if job.stage == "train"] or on_gpus)[-1]
     if not unscored(run):
         return "finished and scored, nothing to do"

@@ -291,6 +291,11 @@ class Slurm:
         found = (dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines)
         return {one["PartitionName"]: one for one in found if "PartitionName" in one}
 
+    def own_raw_ids(self) -> Set[str]:
+        """Numbers of this user's jobs that have not ended, as each has it in SLURM_JOB_ID."""
+        return set(self._checked("squeue", self._call(
+            "squeue", "--noheader", "--array", "--me", "--format=%A")).split())
+
     def own_jobs(self) -> int:
         """How many jobs of this user wait or run; each element of an array is one."""
         return len(self._checked("squeue", self._call(

@@ -104,7 +104,9 @@ def _row(folder: Folder, answers: Answers) -> Row:
     row = judge(folder, answers)
     beat = heartbeat.describe(folder.run, row.state, folder.jobs, answers.queue)
     used = usage.describe(folder.run, folder.jobs, answers.accounts)
-    why = heartbeat.joined(row.why, beat.text, used.text * (row.state == "finished"))
+    # What is to be done stands alone: people copy the command.
+    cost = used.text * (row.state == "finished" and not row.why)
+    why = heartbeat.joined(row.why, beat.text, cost)
     return replace(row, why=why, heartbeat=beat.numbers, usage=used.numbers)
 
 

@@ -274,19 +274,21 @@ def _take_back(to: Submission, sent: Dict[str, Pending], numbers: Dict[str, str]
                unknown: bool) -> None:
     """Cancel what was submitted; what Slurm may still get, or keeps, stays noted."""
     refused = [one.name for stage, one in sent.items() if stage not in numbers and not unknown]
-    forget_pending(to.folder, refused)
     for name in refused:
         withdraw(to.folder, name)
         with contextlib.suppress(FileNotFoundError):
             (to.pickles / f"{name}.sh").unlink()
     given_up = [(one, numbers.get(stage, "")) for stage, one in sent.items()
                 if one.name not in refused]
+    cancelled: List[str] = []
     try:
         cancelled = take_back(to.folder, given_up, slurm)
     except SlurmError as error:
         print(f"not cancelled: {', '.join(numbers.values())} ({error}); they end as soon as they "
               "start, and the next launch.py command for this run cancels them", file=sys.stderr)
-        return
+    finally:
+        with contextlib.suppress(UserError, OSError):  # a full disk must not keep the jobs
+            forget_pending(to.folder, refused)
     if cancelled:
         print(f"cancelled what was submitted before: {', '.join(cancelled)}", file=sys.stderr)
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import sys
 from pathlib import Path
 from typing import Iterator, List, Optional, Sequence, Tuple
 
 from blip_art.errors import exit_cleanly
-from blip_art.files import read_as_shown, write_text, written_aside
+from blip_art.files import RunDir, read_as_shown, write_text, written_aside
 from blip_art.report import choice
 from blip_art.report.examples import choose_galleries
 from blip_art.report.page import Figure, RunFiles, render
 from blip_art.report.tables import Run, read_runs, write_tables
+from blip_art.run_state import is_run_folder
 
 NO_PLOTS = "plots: matplotlib is not installed here; run it inside the image"
 
@@ -47,13 +49,27 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders, in the order shown")
     parser.add_argument("-o", "--out", default="report", metavar="DIR",
                         help="where to write (default: report)")
+    parser.add_argument("--partial", action="store_true",
+                        help="leave out runs that have not begun, and name them")
     parser.add_argument("--seed", type=int, default=0,
                         help="chooses the example pictures (default: 0)")
     args = parser.parse_args(argv)
+    folders = _begun(args.runs) if args.partial else args.runs
     with no_garbage_collection():
-        runs = read_runs(args.runs)
+        runs = read_runs(folders)
     print(build(runs, args.out, args.seed))
     return 0
+
+
+def _begun(folders: Sequence[str]) -> List[str]:
+    """Those that a training or captioning has written into; a line on stderr names the others."""
+    begun = [folder for folder in folders if is_run_folder(RunDir(folder))]
+    absent = [folder for folder in folders if folder not in begun]
+    if absent and begun:
+        more = ", …" if absent[3:] else ""
+        print(f"left out {len(absent)} of {len(folders)} runs, which have not begun: "
+              f"{', '.join(absent[:3])}{more}", file=sys.stderr)
+    return begun or list(folders)  # of which the first is then refused by name
 
 
 def build(runs: Sequence[Run], out: str, seed: int = 0) -> Path:

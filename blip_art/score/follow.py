@@ -180,7 +180,8 @@ def until_state_ends(run: RunDir, patience_min: float = PATIENCE_MIN,
         waits = bool(job) and run.job_waits(job).exists()
         silent_s = now() - last[0][0]
         if job and not while_queued:
-            if (waits or state == "stopped") and _stops(run) != old:
+            # That again_JOB is gone, as the job starts, is no stop.
+            if (waits or state == "stopped") and set(_stops(run)) - set(old):
                 return End(f"training's job {job} has stopped, perhaps to start again", leader=job)
             # Slurm starts a follower when its training starts, or is cancelled in the queue.
             has_started = not waits and run.job_progress(job).exists()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from blip_art.cluster import extras
+from blip_art.cluster import extras, on_slurm
 from blip_art.cluster.control import Live
 from blip_art.cluster.logs import newest
 from blip_art.cluster.on_slurm import lacking, refuse_other_settings, site_of
@@ -183,6 +183,15 @@ def test_a_cancelled_run_is_submitted_again_behind_its_own_end(
                              capture_output=True, check=False)
     assert (refused.returncode, len(list(fake_slurm.glob("sbatch.*")))) == (1, len(scripts))
     assert "site.yaml, a profile of cluster alpha" in refused.stderr
+
+
+@pytest.mark.parametrize(("living", "message"), [
+    ([], "leave out --code frozen"), ([None], "wait until its jobs have ended")])
+def test_a_copy_of_an_older_version_is_not_started_by_this_ones_scripts(
+        tmp_path: Path, repo: Path, living: list[Live], message: str) -> None:
+    write_text(tmp_path / "code" / "singularity" / "run.sh", "")
+    with pytest.raises(UserError, match=message):
+        on_slurm._snapshot(argparse.Namespace(code="frozen"), repo, tmp_path / "code", living, [])
 
 
 def test_what_waits_for_no_stage_waits_for_the_job_and_failures_are_mailed(

@@ -131,7 +131,11 @@ def test_of_a_finished_run_only_what_it_lacks_is_started(
 def test_captions_that_were_removed_are_made_again(launch: Launch,
                                                    capsys: pytest.CaptureFixture[str]) -> None:
     make_run(state="finished", epochs=2, scored=1).predictions("val", 1).unlink()
-    launch("train", "a.yaml", "--gpus", "1", "--dry-run", *SLURM)
+    words = ("train", "a.yaml", "--gpus", "1", "--dry-run", *SLURM)
+    with pytest.raises(UserError, match="was started on cpu, not on cuda"):
+        launch(*words)
+    write_json("runs/a/manifest.json", {"ranks": 2, "device": "cuda"})
+    launch(*words)
     said = capsys.readouterr()
     assert "blip_art.train" in said.out
     assert "goes on with 1 processes, 2 began it: train.accumulate is 2 instead of 1" in said.err

@@ -74,7 +74,7 @@ def train(args: argparse.Namespace, repo: Path, run: RunDir) -> int:
     if left == SCORE:
         return _score_the_rest(args, repo, site, run)
     place = _checked_place(args, place, [(run, config)])
-    check_training(run, config, args.nodes * place.processes)
+    check_training(run, config, args.nodes * place.processes, place.device)
     if not args.dry_run:
         warn_of_room([run], [config], scored=not args.no_score)
     stages = train_stages(place, run, str(run.frozen_config), nodes=args.nodes,
@@ -329,7 +329,16 @@ def _training_inputs(run: RunDir, config: Config) -> Dict[str, Path]:
 
 def _snapshot(args: argparse.Namespace, repo: Path, code: Path, living: Sequence[Live],
               stages: Sequence[Stage]) -> None:
-    """Copy the code, unless jobs use the copy that is there: they go on with what they began."""
+    """Copy the code, unless jobs use the copy that is there: they go on with what they began.
+
+    Raises:
+        UserError: the copy is of a version whose scripts do not know what is written for them now.
+    """
+    kept = code.exists() and (bool(living) or _keeps_code(args))
+    if kept and not (code / "singularity" / "scratch.sh").is_file():
+        raise UserError(f"{code} is of an older version, whose scripts this one cannot start; " + (
+            "wait until its jobs have ended, or cancel them" if living else
+            "leave out --code frozen"))
     if living and code.exists():
         print(f"the code in {code} stays as it is: {len(living)} jobs use it", file=sys.stderr)
         return

@@ -194,7 +194,7 @@ def load_config(path: PathLike, overrides: Iterable[str] = ()) -> Config:
 def load_run_config(path: PathLike, overrides: Iterable[str] = ()) -> Config:
     """The configuration that a run was made with: an older version may have allowed more.
 
-    Without overrides its values are held to their types alone.
+    Without overrides its numbers are held to their types alone.
 
     Raises:
         UserError: as load_config.

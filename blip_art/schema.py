@@ -66,19 +66,18 @@ def build(kind: Type[Settings], values: Any, where: str,
     Args:
         where: what is named when a value is wrong: the file.
         renamed: other names that people know for keys, and the keys.
-        limits: hold the values to what stands beside their fields.
+        limits: hold numbers to the limits beside their fields; texts always are.
 
     Raises:
         UserError: an unknown key, a value of the wrong type or out of its limits.
     """
     built = _build(kind, values, "", where, _Keys(kind, renamed))
-    if limits:
-        check_limits(built, where)
+    check_limits(built, where, limits=limits)
     return built
 
 
-def check_limits(settings: Any, where: str, prefix: str = "") -> None:
-    """Hold every value to what stands beside its field.
+def check_limits(settings: Any, where: str, prefix: str = "", limits: bool = True) -> None:
+    """Hold every value to what stands beside its field, numbers only if `limits`.
 
     Raises:
         UserError: names the key, the rule and the value.
@@ -86,9 +85,10 @@ def check_limits(settings: Any, where: str, prefix: str = "") -> None:
     for one in dataclasses.fields(settings):
         value, key = getattr(settings, one.name), prefix + one.name
         if dataclasses.is_dataclass(value):
-            check_limits(value, where, f"{key}.")
+            check_limits(value, where, f"{key}.", limits)
         else:
-            rule = broken_rule(value, one.metadata)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            rule = "" if is_number and not limits else broken_rule(value, one.metadata)
             if rule:
                 refuse(where, key, rule, value)
 

@@ -510,10 +510,13 @@ def test_a_full_disk_does_not_hide_why_training_failed(
         raise UserError(f"cannot write {path}: No space left on device")
 
     def first_error(*_: object) -> None:
+        for module in ("train.setup", "failure"):  # the run was opened while there was room
+            monkeypatch.setattr(f"blip_art.{module}.write_json", no_space)
         raise RuntimeError("the first error")
-    monkeypatch.setattr("blip_art.train.setup.write_json", no_space)
-    with pytest.raises(UserError, match="No space left"):
-        write_state(RunDir(tmp_path), ALONE, "running")
+    with monkeypatch.context() as patch:
+        patch.setattr("blip_art.train.setup.write_json", no_space)
+        with pytest.raises(UserError, match="No space left"):
+            write_state(RunDir(tmp_path), ALONE, "running")
     monkeypatch.setattr("blip_art.train.__main__.readable_pairs", first_error)
     with pytest.raises(RuntimeError, match="the first error"):
         main([str(config), "--run", str(tmp_path / "run")])

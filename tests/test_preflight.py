@@ -128,6 +128,14 @@ def test_of_a_finished_run_only_what_it_lacks_is_started(
     assert "blip_art.train" not in said
 
 
+def test_a_run_made_with_wider_limits_is_captioned_on_slurm(
+        launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run()
+    write_text(run.config, run.config.read_text().replace("seed: 42", f"seed: {2**40}"))
+    assert launch("eval", "--run", "runs/a", "--split", "test", "--dry-run", *SLURM) == 0
+    assert "blip_art.predict" in capsys.readouterr().out
+
+
 def test_captions_that_were_removed_are_made_again(launch: Launch,
                                                    capsys: pytest.CaptureFixture[str]) -> None:
     make_run(state="finished", epochs=2, scored=1).predictions("val", 1).unlink()

@@ -52,6 +52,7 @@ from blip_art.config import Config, dump_config, first_of, load_config
 from blip_art.errors import UserError
 from blip_art.files import RunDir, write_json, write_text
 from blip_art.manifest import read_manifest
+from blip_art.predict_plan import plan_predictions
 from blip_art.rank_plan import fitting_processes, plan_ranks
 from blip_art.run_state import is_finished, unscored
 from blip_art.score.lock import owner, taken
@@ -120,10 +121,10 @@ def predict(args: argparse.Namespace, repo: Path, run: RunDir, options: Sequence
     inputs = {f"--{key}": Path(name).expanduser()
               for key, name in (("config", args.config), ("weights", args.weights))
               if name and is_weights_path(name)}
-    config = args.config or (run.config if run.config.exists() else "")
-    if config:
-        splits = (args.split,) if args.split else load_config(config).generate.splits
-        inputs.update(inputs_of(load_config(config, args.overrides), splits,
+    if args.config or run.config.exists():
+        plan = plan_predictions(run, args.config or "", args.weights or "", args.epoch,
+                                (args.split,) if args.split else (), args.overrides)
+        inputs.update(inputs_of(plan.config, plan.splits,
                                 weights=not args.weights and not run.saved_epochs()))
     return _go(args, repo, site, run, eval_stages(place, run, options, args.nodes, scored),
                inputs=inputs)
@@ -192,8 +193,7 @@ def _sweep(args: argparse.Namespace, repo: Path, plan: sweeps.Sweep, site: Site,
     for one in inputs:
         check_inputs(one, site)
     if todo:  # they differ in little that takes room
-        warn_of_room([m.run for m in todo],
-                     [load_config(todo[0].config, todo[0].overrides)] * len(todo))
+        warn_of_room([m.run for m in todo], [configs[0][1]] * len(todo))
     _snapshot(args, repo, code, queue.living, stages)
     for member in todo:
         _note(member.run, identity)

@@ -71,7 +71,7 @@ had_time() {  # whether this start was long enough to expect something of it
     ((2 * SECONDS >= 86400 * days + limit_s))
 }
 count_idle() {  # starts in a row, up to this one, that gave nothing new
-    local state checkpoint captions count=0
+    local state="" checkpoint captions count=0
     [[ ! -e $idle ]] || count=$(<"$idle")
     if [[ -s $progress ]]; then
         { read -r state; read -r checkpoint; read -r captions; } <"$progress"

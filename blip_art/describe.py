@@ -31,6 +31,11 @@ def describe_signal(number: int) -> str:
     return f"ended by {name}" + " (often: not enough memory)" * (name == "SIGKILL")
 
 
+def join_parts(*parts: str) -> str:
+    """'a; b': what there is of the parts of a line."""
+    return "; ".join(filter(None, parts))
+
+
 def duration(seconds: float) -> str:
     """'3 d 4 h', '2 h 5 min', '40 s'."""
     if seconds < 60:

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
-from blip_art.describe import duration
+from blip_art.describe import duration, join_parts
 from blip_art.errors import UserError
 from blip_art.files import Result, RunDir, open_regular, read_as_shown, read_json
 from blip_art.score.lock import is_held, owner
@@ -178,7 +178,8 @@ def decide(facts: Facts) -> Verdict:
     is_new = is_of_newest_start(facts)
     if work.phase in ("pending", "running"):
         if work.phase == "running" and is_new and state.name in ("finished", "failed", "stopped"):
-            return Verdict(state.name, _joined(state.why, f"job {work.job_id} has not ended yet"))
+            why = join_parts(state.why, f"job {work.job_id} has not ended yet")
+            return Verdict(state.name, why)
         return Verdict(work.phase, f"job {work.job_id}")
     if state.name in ("finished", UNREADABLE):
         return Verdict(state.name, state.why)
@@ -187,7 +188,7 @@ def decide(facts: Facts) -> Verdict:
     if not work.job_id:
         return _decide_without_job(facts)
     if is_new and state.name == "failed":
-        return Verdict("failed", _joined(state.why, f"job {work.job_id}: {work.how}" * (
+        return Verdict("failed", join_parts(state.why, f"job {work.job_id}: {work.how}" * (
             work.how not in state.why and not work.how.startswith("exit code"))))
     if work.cancelled:
         return Verdict("cancelled", f"job {work.job_id} was cancelled; 'launch.py resume' goes on")
@@ -204,7 +205,7 @@ def _decide_ended(facts: Facts, is_new: bool) -> Verdict:
     """The job has ended, and its newest start has not said how."""
     work = facts.work
     if work.how:
-        return Verdict("failed", _joined(f"job {work.job_id}: {work.how}", work.note))
+        return Verdict("failed", join_parts(f"job {work.job_id}: {work.how}", work.note))
     if work.ended_well and work.stage != "train":
         return Verdict("finished")
     if work.ended_well and not (is_new and facts.state.name):
@@ -220,7 +221,8 @@ def _decide_unasked(facts: Facts, is_new: bool) -> Verdict:
         return _decide_without_job(facts)
     if not state.name or is_new:
         return Verdict(state.name or "submitted", state.why)
-    return Verdict("submitted", f"job {work.job_id}; before it: {_joined(state.name, state.why)}")
+    before = join_parts(state.name, state.why)
+    return Verdict("submitted", f"job {work.job_id}; before it: {before}")
 
 
 def _decide_without_job(facts: Facts) -> Verdict:
@@ -237,10 +239,6 @@ def _decide_without_job(facts: Facts) -> Verdict:
     if facts.silent_s > _LOST_S:
         return Verdict("lost", f"{silence}, and no process of it is known: start it again")
     return Verdict("running", silence if facts.silent_s > _SILENT_S else state.why)
-
-
-def _joined(*parts: str) -> str:
-    return "; ".join(part for part in parts if part)
 
 
 def _modified(path: Path) -> float:

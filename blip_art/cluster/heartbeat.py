@@ -156,8 +156,3 @@ def expected_start(script: str, slurm: Slurm) -> str:
             return ""
     match = re.search(r"to start at (\S+)", said)
     return describe_start(match[1]) if match else ""
-
-
-def joined(*parts: str) -> str:
-    """What there is of the parts."""
-    return "; ".join(filter(None, parts))

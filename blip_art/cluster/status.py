@@ -21,6 +21,7 @@ from blip_art.cluster.ownership import accounts_of, is_elsewhere, own_jobs, queu
 from blip_art.cluster.record import Submitted
 from blip_art.cluster.rows import Row, read_numbers
 from blip_art.cluster.slurm import Slurm, SlurmAbsent, SlurmError
+from blip_art.describe import join_parts
 from blip_art.errors import UserError
 from blip_art.files import RunDir
 from blip_art.run_state import Facts, State, read_facts, unscored
@@ -106,7 +107,7 @@ def _row(folder: Folder, answers: Answers) -> Row:
     used = usage.describe(folder.run, folder.jobs, answers.accounts)
     # What is to be done stands alone: people copy the command.
     cost = used.text * (row.state == "finished" and not row.why)
-    why = heartbeat.joined(row.why, beat.text, cost)
+    why = join_parts(row.why, beat.text, cost)
     return replace(row, why=why, heartbeat=beat.numbers, usage=used.numbers)
 
 

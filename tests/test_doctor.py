@@ -87,7 +87,7 @@ def test_a_container_whose_own_helper_hears_signals_is_told(tmp_path: Path) -> N
 def test_a_container_program_that_is_too_old_is_named(said: str, verdict: str, words: str) -> None:
     found = checks_container.fits(said, "overlay.img")
     assert found.verdict == verdict
-    assert words in found.mend
+    assert words in found.fix
 
 
 def test_an_image_that_the_program_cannot_read_is_named(tmp_path: Path) -> None:
@@ -118,19 +118,19 @@ def test_of_several_partitions_one_that_fits_is_enough() -> None:
         "no partition gpus"]
 
 
-@pytest.mark.parametrize(("changes", "what", "mend"), [
+@pytest.mark.parametrize(("changes", "what", "fix"), [
     ({"partition": "gpus"}, "no partition gpus", "there are: gpu, cpu"),
     ({"time_min": 2000}, "gives 1440 minutes, the profile asks for 2000", "time_min: 1440"),
     ({"gpus_per_node": 8}, "no node of gpu has gpu:v100:8", "gpu:v100:4(S:0-1), gpu:a100:2"),
     ({"gres": "gpu:k80:{gpus}"}, "no node of gpu has gpu:k80:4", "'gres'"),
     ({"cpus_per_gpu": 16}, "64 CPUs are asked for", "cpus_per_gpu: 10"),
     ({"mem_gb": 400}, "400 GB of memory are asked for, nodes have 190", "mem_gb: 180"),
-    ({"cpu_partition": "cpus"}, "no partition cpus", "mend 'cpu_partition'")])
+    ({"cpu_partition": "cpus"}, "no partition cpus", "fix 'cpu_partition'")])
 def test_what_does_not_fit_is_named_with_what_would(
-        changes: dict[str, object], what: str, mend: str) -> None:
+        changes: dict[str, object], what: str, fix: str) -> None:
     [found] = [check for check in partitions(**changes) if check.verdict == FAIL]
     assert what in found.what
-    assert mend in found.mend
+    assert fix in found.fix
 
 
 @pytest.mark.parametrize(("text", "parts"), [
@@ -159,12 +159,12 @@ def test_a_site_without_accounting_is_told_how_to_say_so() -> None:
     none = slurm(sacct=Completed(1, "", "Slurm accounting storage is disabled"))
     [found] = lines(checks_slurm.accounting, SITE, none)
     assert found.verdict == "warn"
-    assert "has_sacct: false" in found.mend
+    assert "has_sacct: false" in found.fix
 
 
 def test_another_account_is_offered() -> None:
     [found] = lines(checks_slurm.account, Site(account="arts"), slurm(sacctmgr="art|normal\n"))
-    assert found == fail(found.what, "yours: art; mend 'account' in the site profile")
+    assert found == fail(found.what, "yours: art; fix 'account' in the site profile")
 
 
 def test_an_account_may_do_what_any_of_its_lines_allows() -> None:
@@ -267,8 +267,8 @@ def test_absent_assets_name_the_command_that_fetches_them(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     site = Site(container="", cache=str(tmp_path / "cache"))
-    mends = [check.mend for check in lines(checks_files.offline, site)]
-    assert [mend.split(",")[0] for mend in mends] == [
+    fixes = [check.fix for check in lines(checks_files.offline, site)]
+    assert [fix.split(",")[0] for fix in fixes] == [
         "launch.py fetch weights", "launch.py fetch tokenizer",
         f"launch.py fetch corenlp --to {tmp_path / 'cache'}"]
 
@@ -283,7 +283,7 @@ def test_a_line_is_whole_on_any_screen() -> None:
 
 def test_the_last_line_counts() -> None:
     assert verdict([ok("a"), warn("b")]) == "2 looked at, jobs can run; 1 to know about"
-    assert verdict([ok("a"), fail("b")]) == "1 of 2 must be mended before jobs run"
+    assert verdict([ok("a"), fail("b")]) == "1 of 2 must be fixed before jobs run"
 
 
 def test_the_job_is_like_a_training_but_for_its_module() -> None:
@@ -334,7 +334,7 @@ def test_a_job_that_dies_before_it_looks_points_at_its_log(
     failed = slurm(squeue=RUNNING.replace("RUNNING", "FAILED"))
     [found] = Watch(run, "7", 4, failed).until_done(60)
     assert found.what == "job 7 ended before it looked at anything (failed)"
-    assert found.mend.endswith("batch.out")
+    assert found.fix.endswith("batch.out")
     assert "no apptainer on v100-1" in capsys.readouterr().err
 
 
@@ -394,7 +394,7 @@ def test_packages_are_put_where_debian_allows_it(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(checks.sys, "prefix", checks.sys.base_prefix)
     [missing] = [check for check in checks.check_python() if check.verdict == FAIL]
-    assert missing.mend.startswith("python3 -m venv ~/blip && ~/blip/bin/python -m pip install")
+    assert missing.fix.startswith("python3 -m venv ~/blip && ~/blip/bin/python -m pip install")
     monkeypatch.setattr(checks.sys, "prefix", "/home/me/blip")
     [missing] = [check for check in checks.check_python() if check.verdict == FAIL]
-    assert missing.mend.startswith(f"{checks.sys.executable} -m pip install 'submitit")
+    assert missing.fix.startswith(f"{checks.sys.executable} -m pip install 'submitit")

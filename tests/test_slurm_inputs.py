@@ -44,7 +44,7 @@ def test_what_is_outside_the_working_directory_is_bound(config: Config, tmp_path
 def test_what_is_not_there_is_named_by_its_key(
         config: Config, tmp_path: Path, name: str, key: str) -> None:
     (tmp_path / name).unlink()
-    with pytest.raises(UserError, match=rf"no \S*{Path(name).name} here \({key}\); mend the path"):
+    with pytest.raises(UserError, match=rf"no \S*{Path(name).name} here \({key}\); fix the path"):
         check_inputs(inputs_of(config), Site())
     if key == "model.pretrained":
         check_inputs(inputs_of(config, weights=False), Site())

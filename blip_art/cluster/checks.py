@@ -1,4 +1,4 @@
-"""Lines of doctor's table: ok or not, what, how to mend it.
+"""Lines of doctor's table: ok or not, what, how to fix it.
 
     for check in guarded(partitions, site, slurm): print(shown(check))
 """
@@ -26,7 +26,7 @@ class Check:
     verdict: str
     """ok, warn (jobs run, perhaps not as you expect) or fail (jobs will not run)."""
     what: str
-    mend: str = ""
+    fix: str = ""
 
 
 def ok(what: str) -> Check:
@@ -34,14 +34,14 @@ def ok(what: str) -> Check:
     return Check(OK, what)
 
 
-def warn(what: str, mend: str = "") -> Check:
+def warn(what: str, fix: str = "") -> Check:
     """Jobs run, perhaps not as you expect."""
-    return Check(WARN, what, mend)
+    return Check(WARN, what, fix)
 
 
-def fail(what: str, mend: str = "") -> Check:
+def fail(what: str, fix: str = "") -> Check:
     """Jobs will not run."""
-    return Check(FAIL, what, mend)
+    return Check(FAIL, what, fix)
 
 
 def check_python() -> List[Check]:
@@ -86,13 +86,13 @@ def guarded(check: Callable[..., Iterable[Check]], *about: object) -> Iterable[C
     try:
         yield from check(*about)
     except UserError as error:
-        what, _, mend = str(error).partition("; ")
-        yield fail(what, mend)
+        what, _, fix = str(error).partition("; ")
+        yield fail(what, fix)
 
 
 def shown(check: Check, width: int = 0) -> str:
     """'fail | no partition gpu | there are: a, b', cut to the terminal only where one reads."""
-    text = " | ".join(part for part in (f"{check.verdict:4}", check.what, check.mend) if part)
+    text = " | ".join(part for part in (f"{check.verdict:4}", check.what, check.fix) if part)
     return text if not width or len(text) <= width else _wrapped(check, width)
 
 
@@ -102,7 +102,7 @@ def _wrapped(check: Check, width: int) -> str:
 
     lines = textwrap.wrap(check.what, max(20, width - 7)) + [
         f"→ {line}" if not number else f"  {line}"
-        for number, line in enumerate(textwrap.wrap(check.mend, max(20, width - 9)))]
+        for number, line in enumerate(textwrap.wrap(check.fix, max(20, width - 9)))]
     return "\n".join([f"{check.verdict:4} | {lines[0]}", *(f"     | {one}" for one in lines[1:])])
 
 
@@ -112,4 +112,4 @@ def verdict(checks: Sequence[Check]) -> str:
     warned = sum(check.verdict == WARN for check in checks)
     if not failed:
         return f"{len(checks)} looked at, jobs can run" + f"; {warned} to know about" * (warned > 0)
-    return f"{failed} of {len(checks)} must be mended before jobs run"
+    return f"{failed} of {len(checks)} must be fixed before jobs run"

@@ -50,7 +50,7 @@ def overlay(site: Site) -> Iterable[Check]:
     yield whole("overlay", site.overlay, "copy or build it again", ", nobody writes to it")
 
 
-def whole(what: str, path: str, mend: str, more: str = "") -> Check:
+def whole(what: str, path: str, fix: str, more: str = "") -> Check:
     """Whether a file is as long as its own head says: a copy that stopped is not."""
     if Path(path).is_dir():  # an unpacked image
         return ok(f"{what} {path}{more}")
@@ -58,7 +58,7 @@ def whole(what: str, path: str, mend: str, more: str = "") -> Check:
     with open(path, "rb") as file:
         said = announced_bytes(file.read(2048))
     if size < said:
-        return fail(f"{what} {path} is cut short: {size:,} of {said:,} bytes", mend)
+        return fail(f"{what} {path} is cut short: {size:,} of {said:,} bytes", fix)
     return ok(f"{what} {path}, {_gb(size)}{more}")
 
 

@@ -102,7 +102,7 @@ def _partition(parts: List[Part], names: str, key: str, time_min: int) -> Iterab
     fits = any(check.verdict != FAIL for check in found)
     for name, check in zip(partition_names(names), found):
         exists = any(part.partition == name for part in parts)  # sbatch refuses all for one unknown
-        yield Check(WARN, f"{check.what}: no job starts there", check.mend) if (
+        yield Check(WARN, f"{check.what}: no job starts there", check.fix) if (
             fits and exists and check.verdict == FAIL) else check
 
 
@@ -110,7 +110,7 @@ def _one_partition(parts: List[Part], name: str, key: str, time_min: int) -> Che
     mine = [part for part in parts if part.partition == name]
     if not mine:
         names = ", ".join(dict.fromkeys(part.partition for part in parts))
-        return fail(f"no partition {name}", f"there are: {names or 'none'}; mend '{key}' in the "
+        return fail(f"no partition {name}", f"there are: {names or 'none'}; fix '{key}' in the "
                                             "site profile")
     limit = mine[0].limit_s
     if not mine[0].up:
@@ -137,7 +137,7 @@ def _gpu_nodes(parts: List[Part], site: Site) -> Iterable[Check]:
     kinds = ", ".join(dict.fromkeys(part.gres for part in mine))
     if not fitting:
         yield fail(f"no node of {site.partition} has {asked}",
-                   f"its nodes have {kinds}; mend 'gres' or 'gpus_per_node' in the site profile")
+                   f"its nodes have {kinds}; fix 'gres' or 'gpus_per_node' in the site profile")
         return
     most_cpus, most_gb = max(p.cpus for p in fitting), max(p.mem_gb for p in fitting)
     if cpus > most_cpus:
@@ -192,7 +192,7 @@ def account(site: Site, slurm: Slurm) -> Iterable[Check]:
             mine.setdefault(name, []).extend(qos.split("|")[0].split(","))
     if site.account and site.account not in mine:
         yield fail(f"{user} has no account {site.account}",
-                   f"yours: {', '.join(mine) or 'none'}; mend 'account' in the site profile")
+                   f"yours: {', '.join(mine) or 'none'}; fix 'account' in the site profile")
     elif not mine:
         yield warn(f"{user} has no account at all", "where accounts are enforced, ask for one")
     else:
@@ -201,7 +201,7 @@ def account(site: Site, slurm: Slurm) -> Iterable[Check]:
         allowed = list(dict.fromkeys(filter(None, mine[chosen])))
         if site.qos and site.qos not in allowed:
             yield fail(f"account {chosen} may not use qos {site.qos}",
-                       f"it may use: {', '.join(allowed)}; mend 'qos' in the site profile")
+                       f"it may use: {', '.join(allowed)}; fix 'qos' in the site profile")
 
 
 def accounting(site: Site, slurm: Slurm) -> Iterable[Check]:
@@ -276,7 +276,7 @@ def _tried(kind: str, said: str) -> Check:
     if match:
         return ok(f"a {kind} job is accepted; it would start at {match[1]} on {match[2]}")
     reason = re.sub(r"^(\w+: )?(error: |allocation failure: )*", "", said.strip().split("\n")[-1])
-    return fail(f"a {kind} job is refused: {reason}", "mend what it names in the site profile")
+    return fail(f"a {kind} job is refused: {reason}", "fix what it names in the site profile")
 
 
 DECISIVE = (commands, controller)

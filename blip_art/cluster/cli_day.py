@@ -67,7 +67,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _doctor_and_fetch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     doctor = _command(commands, "doctor", run_doctor, "look at everything a job needs; one line "
-                      "each: ok, what, how to mend it")
+                      "each: ok, what, how to fix it")
     doctor.add_argument("--site", metavar="FILE", default="",
                         help="site profile (default: $BLIP_ART_SITE)")
     doctor.add_argument("--job", action="store_true",
@@ -257,7 +257,7 @@ def run_doctor(args: argparse.Namespace) -> int:
                 checks.append(check)
                 print(shown(check, width), flush=True)
         elif args.job:
-            print("no job is submitted before the lines above are mended")
+            print("no job is submitted before the lines above are fixed")
     print(verdict(checks))
     return EXIT_FAILED if any(check.verdict == FAIL for check in checks) else 0
 

@@ -153,7 +153,7 @@ def scratch(args: argparse.Namespace) -> Iterable[Check]:
             os.fsync(file.fileno())
             seconds = time.monotonic() - began
     except OSError as error:
-        yield fail(f"scratch {folder}: {error.strerror}", "mend 'scratch' in the site profile")
+        yield fail(f"scratch {folder}: {error.strerror}", "fix 'scratch' in the site profile")
         return
     free = shutil.disk_usage(folder).free / 1e9
     text = f"scratch {folder}: {free:.0f} GB free, {16.8 / max(seconds, 1e-3):.0f} MB/s"

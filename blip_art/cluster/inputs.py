@@ -46,7 +46,7 @@ def check_inputs(inputs: Dict[str, Path], site: Site) -> None:
     """
     for key, path in inputs.items():
         if not path.exists() and not _is_bound(path, site):
-            raise UserError(f"no {path} here ({key}); mend the path, or say in {site.path} "
+            raise UserError(f"no {path} here ({key}); fix the path, or say in {site.path} "
                             "where nodes have it: binds: [SOURCE:TARGET]")
 
 

@@ -26,8 +26,8 @@ _WAITING = {
     "Licenses": "waits for a licence",
     "Reservation": "waits for its reservation",
     "NodeDown": "a node it needs is down",
-    "InvalidAccount": "the account does not exist: mend 'account' in the site profile",
-    "InvalidQOS": "the quality of service does not exist: mend 'qos' in the site profile",
+    "InvalidAccount": "the account does not exist: fix 'account' in the site profile",
+    "InvalidQOS": "the quality of service does not exist: fix 'qos' in the site profile",
     "launch failed requeued held": "it did not start and is held: ask the administrators",
 }
 # Families: QOSMaxGRESPerUser, AssocGrpCPUMinutesLimit, ReqNodeNotAvail, UnavailableNodes:…

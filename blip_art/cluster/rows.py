@@ -49,7 +49,7 @@ class Row:
     test_epoch: Optional[int] = None
     gpu_hours: Optional[float] = None
     gpu_hours_exact: bool = True
-    """False: reckoned from train.jsonl, without what was lost or spent outside epochs."""
+    """False: computed from train.jsonl, without what was lost or spent outside epochs."""
     jobs: Tuple[str, ...] = ()
     """Ids of its jobs that wait or run."""
     is_report: bool = False
@@ -86,14 +86,14 @@ def read_numbers(run: RunDir, jobs: Sequence[Submitted], state: State,
         best_epoch=best.epoch if best else None, best_rule=best.rule if best else "",
         best_value=best.value if best and value is None else value,
         test_spice=rule_value(test, "spice"), test_epoch=tested,
-        gpu_hours=_reckoned_hours(run, jobs, trained), gpu_hours_exact=False)
+        gpu_hours=_hours_of_epochs(run, jobs, trained), gpu_hours_exact=False)
 
 
 def _metrics(summaries: Summaries, path: Optional[Path]) -> Any:
     return summaries.glance(path).get("metrics") if path else {}
 
 
-def _reckoned_hours(run: RunDir, jobs: Sequence[Submitted],
+def _hours_of_epochs(run: RunDir, jobs: Sequence[Submitted],
                     trained: Sequence[Dict[str, Any]]) -> Optional[float]:
     """GPU-hours of the epochs; None for a run that used no GPU.
 

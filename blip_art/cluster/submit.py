@@ -80,7 +80,7 @@ def submit(stages: Sequence[Stage], to: Submission, slurm: Optional[Slurm] = Non
     Each is noted in the folder before it is sent, and looked for where its answer is lost.
 
     Raises:
-        UserError: Slurm is not there, or refuses a stage (its reason is told), or nobody knows
+        UserError: Slurm is not there, or refuses a stage (with its reason), or nobody knows
             whether it has it. Stages that were submitted before it are cancelled.
         KeyboardInterrupt: a signal came; what was submitted is cancelled.
     """
